@@ -31,7 +31,7 @@ func TestAdmissionFollowsTheCluster(t *testing.T) {
 		{"v1", "webhook", "MutatingWebhookConfiguration v1"},
 		{"v1", "none", ""},
 		{"", "policy", "admission.type=policy: the cluster serves no MutatingAdmissionPolicy in v1 or v1beta1 of admissionregistration.k8s.io; " +
-			"set admission.type to webhook, or to none and lead the pods to Usher yourself; " +
+			"set admission.type to webhook, or to none and give the pods the flags yourself; " +
 			"if Helm does not talk to the cluster (helm template), give it --api-versions admissionregistration.k8s.io/v1beta1/MutatingAdmissionPolicy"},
 	} {
 		args := []string{

@@ -4,6 +4,7 @@ package charts
 
 import (
 	"encoding/base64"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -76,11 +77,17 @@ func podOf(o object) object {
 }
 
 // TestInstallUpgradeUninstall does with the real Helm what an administrator does: install, upgrade with other values, go
-// back, uninstall. The CA and the record of grace periods stay, and after the end nothing is left.
+// back, uninstall. The CA and what Usher has written stay, and after the end nothing is left.
 func TestInstallUpgradeUninstall(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	before := c.all(t)
+	var before []string
+	testprocess.Eventually(t, "the API server has its own Service, which it makes last", testprocess.StartDeadline, func() error {
+		if before = c.all(t); !slices.Contains(before, "Service/default/kubernetes") {
+			return errors.New("it has not")
+		}
+		return nil
+	})
 	lab := absolute(t, "testdata/lab.in.yaml")
 	everything := absolute(t, "testdata/everything.in.yaml")
 
@@ -92,8 +99,7 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 	first := c.get(t, "Secret", "usher-xds-tls")
 	ca := secretData(t, c.get(t, "Secret", "usher-xds-ca"), "tls.crt")
 	wantCertificate(t, first, ca)
-	record := map[string]any{"data": map[string]any{"consul.consul-ingress-gateway": "written by Usher"}}
-	c.want(t, http.StatusOK, http.MethodPatch, collection("ConfigMap", namespaceOfRelease)+"/usher-balancers", record)
+	written := c.writeAsUsher(t)
 
 	// Another upgrade with the same values keeps the certificate; with other names, only its CA.
 	c.helm(t, "upgrade", release, absolute(t, "usher"), "-f", lab)
@@ -107,12 +113,11 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 		t.Errorf("an upgrade with another name keeps the certificate: %v", err)
 	}
 	wantOldCertificateReplaced(t, c, lab, ca)
+	written.wantUnchanged(t, c, "an upgrade with another name")
 
 	c.helm(t, "upgrade", release, absolute(t, "usher"), "-f", everything, "--set", "name=usher")
 	wantCertificate(t, c.get(t, "Secret", "usher-xds-tls"), ca)
-	if diff := cmp.Diff(record["data"], c.get(t, "ConfigMap", "usher-balancers")["data"]); diff != "" {
-		t.Errorf("an upgrade changes what Usher has written (-want +got): %s", diff)
-	}
+	written.wantUnchanged(t, c, "an upgrade with other values")
 	if got := c.get(t, "Deployment", "usher").at("spec", "replicas"); got != 3.0 {
 		t.Errorf("%v replicas after the upgrade, want 3", got)
 	}
@@ -121,6 +126,7 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 		t.Errorf("%v replicas after the rollback, want 2", got)
 	}
 	wantCertificate(t, c.get(t, "Secret", "usher-xds-tls"), ca)
+	written.wantUnchanged(t, c, "a rollback")
 
 	c.helm(t, "uninstall", release, "--wait")
 	after := c.all(t)
@@ -128,6 +134,34 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 	slices.Sort(after)
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("helm uninstall leaves something behind (-before +after): %s", diff)
+	}
+}
+
+// written is what Usher writes into the objects that the chart creates empty, by their kinds.
+type written map[string]object
+
+// writeAsUsher writes with the rights of Usher's service account.
+func (c *cluster) writeAsUsher(t *testing.T) written {
+	t.Helper()
+	usher, w := connect(t, c.server.Kubeconfig(t, apiserver.Usher)), written{}
+	for kind, name := range map[string]string{"ConfigMap": "usher-balancers", "Secret": "usher-report-key"} {
+		o := usher.get(t, kind, name)
+		if o["data"] != nil {
+			t.Errorf("the chart writes the data of %s: %v", o.id(), o["data"])
+		}
+		o["data"] = map[string]any{"key": "d3JpdHRlbiBieSBVc2hlcg=="}
+		w[kind] = usher.want(t, http.StatusOK, http.MethodPut, collection(kind, namespaceOfRelease)+"/"+name, o)
+	}
+	return w
+}
+
+// wantUnchanged checks that a step has kept what Usher has written.
+func (w written) wantUnchanged(t *testing.T, c *cluster, step string) {
+	t.Helper()
+	for kind, o := range w {
+		if diff := cmp.Diff(o["data"], c.get(t, kind, o.metadata()["name"].(string))["data"]); diff != "" {
+			t.Errorf("%s changes what Usher has written (-want +got): %s", step, diff)
+		}
 	}
 }
 
@@ -145,7 +179,7 @@ func wantOldCertificateReplaced(t *testing.T, c *cluster, values string, ca []by
 	}
 }
 
-// wantRights checks what Usher's service account may do: read the Service of its gateway and write its record, and
+// wantRights checks what Usher's service account may do: read the Service of its gateway, write its record and its key, and
 // nothing else.
 func wantRights(t *testing.T, c *cluster) {
 	t.Helper()
@@ -169,6 +203,8 @@ func wantRights(t *testing.T, c *cluster) {
 		{http.MethodDelete, records + "/usher-balancers", nil, http.StatusForbidden},
 		{http.MethodGet, collection("Secret", namespaceOfRelease), nil, http.StatusForbidden},
 		{http.MethodGet, collection("Secret", namespaceOfRelease) + "/usher-xds-ca", nil, http.StatusForbidden},
+		{http.MethodGet, collection("Secret", namespaceOfRelease) + "/usher-report-key", nil, http.StatusOK},
+		{http.MethodDelete, collection("Secret", namespaceOfRelease) + "/usher-report-key", nil, http.StatusForbidden},
 		{http.MethodGet, collection("Pod", namespaceOfRelease), nil, http.StatusForbidden},
 		{http.MethodPost, "/apis/authentication.k8s.io/v1/tokenreviews", map[string]any{}, http.StatusForbidden},
 	} {

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -27,6 +26,7 @@ type gateway struct {
 	consul *consulServer
 	pod    string // its name, and its service ID in Consul
 	port   int    // of its listener
+	admin  int    // port of its Envoy's admin interface
 }
 
 const (
@@ -39,7 +39,7 @@ const (
 // behind it that is part of the mesh.
 func newGateway(t *testing.T, c *cluster, consul *consulServer, config map[string]any) *gateway {
 	t.Helper()
-	g := &gateway{consul: consul, pod: "ingress-gateway-0", port: freePort(t)}
+	g := &gateway{consul: consul, pod: "ingress-gateway-0", port: freePort(t), admin: freePort(t)}
 	c.create(t, serviceAccount(gatewayAccount))
 	pod := gatewayPod(t)
 	pod.metadata()["name"] = g.pod
@@ -175,7 +175,7 @@ func (g *gateway) startEnvoy(t *testing.T) *testprocess.Process {
 		Name: "consul connect envoy", Path: testprocess.Tool(t, "consul-1.22.0", "consul"),
 		Args: []string{
 			"connect", "envoy", "-gateway=ingress", "-proxy-id", g.pod, "-bootstrap", "-ignore-envoy-compatibility",
-			"-admin-bind", fmt.Sprint("127.0.0.1:", freePort(t)), "-envoy-binary", testprocess.Tool(t, "envoy-1.40.0", "envoy"),
+			"-admin-bind", fmt.Sprint("127.0.0.1:", g.admin), "-envoy-binary", testprocess.Tool(t, "envoy-1.40.0", "envoy"),
 		},
 		Env: []string{"CONSUL_HTTP_ADDR=" + g.consul.http, "CONSUL_GRPC_ADDR=" + g.consul.grpc, "CONSUL_CACERT=" + ca, "CONSUL_HTTP_TOKEN=" + managementToken},
 	}, "")
@@ -194,20 +194,46 @@ func (g *gateway) waitHello(t *testing.T, envoy *testprocess.Process) {
 		if err := envoy.Alive(); err != nil {
 			return testprocess.Permanent(err)
 		}
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:"+strconv.Itoa(g.port), http.NoBody)
-		if err != nil {
+		return g.hello(t)
+	})
+}
+
+// hello makes a request to the service through the gateway.
+func (g *gateway) hello(t *testing.T) error {
+	t.Helper()
+	body, err := getText(t, "http://127.0.0.1:"+strconv.Itoa(g.port), "web.example.com")
+	if err == nil && body != "hello" {
+		err = fmt.Errorf("the answer is %q", body)
+	}
+	return err
+}
+
+// waitReported makes connections until the gateway's Envoy has reported some to the Usher with this admin port.
+func (g *gateway) waitReported(t *testing.T, admin string) {
+	t.Helper()
+	series := fmt.Sprintf("usher_reported_connections_total{gateway=%q,port=\"%d\",type=\"no_header\"} ", gatewayService, g.port)
+	testprocess.Eventually(t, "Usher counts what the Envoy reports", testprocess.StartDeadline, func() error {
+		if err := g.hello(t); err != nil {
 			return testprocess.Permanent(err)
 		}
-		request.Host = "web.example.com"
-		answer, err := http.DefaultClient.Do(request)
-		if err != nil {
-			return err
-		}
-		defer answer.Body.Close()
-		body, err := io.ReadAll(answer.Body)
-		if err == nil && (answer.StatusCode != http.StatusOK || string(body) != "hello") {
-			err = fmt.Errorf("the answer is %d %q", answer.StatusCode, body)
+		metrics, err := getText(t, "http://"+admin+"/metrics", "")
+		if err == nil && !strings.Contains(metrics, series) {
+			err = errors.New("it counts nothing")
 		}
 		return err
 	})
+}
+
+// wantListenersUnchanged checks that the gateway's Envoy has got its listeners once.
+func (g *gateway) wantListenersUnchanged(t *testing.T) {
+	t.Helper()
+	stats, err := getText(t, fmt.Sprintf("http://127.0.0.1:%d/stats?filter=^listener_manager", g.admin), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, stat := range []string{"listener_modified", "listener_in_place_updated", "listener_removed"} {
+		if !strings.Contains(stats, "listener_manager."+stat+": 0\n") {
+			t.Errorf("%s is not 0: Usher has sent another listener:\n%s", stat, stats)
+		}
+	}
 }

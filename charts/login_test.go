@@ -3,6 +3,7 @@
 package charts
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -33,8 +34,11 @@ tokenReview: {enabled: true}
 
 	xds, admin := fmt.Sprint("127.0.0.1:", freePort(t)), fmt.Sprint("127.0.0.1:", freePort(t))
 	bearer := writeFile(t, filepath.Join(testprocess.NewDir(t), "token"), serviceAccountToken(t, c, "usher"))
-	usher := c.startPod(t, c.get(t, "Deployment", "usher"), strings.NewReplacer("=:18000", "="+xds, "=:18001", "="+admin),
-		"--login-bearer-token-file="+bearer)
+	start := func() *testprocess.Process {
+		return c.startPod(t, c.get(t, "Deployment", "usher"), strings.NewReplacer("=:18000", "="+xds, "=:18001", "="+admin),
+			"--login-bearer-token-file="+bearer)
+	}
+	usher := start()
 	testprocess.Eventually(t, "Usher says that it cannot log in", testprocess.StartDeadline, func() error {
 		if err := usher.Alive(); err != nil {
 			return testprocess.Permanent(err)
@@ -66,4 +70,17 @@ tokenReview: {enabled: true}
 		"--ca-file", writeFile(t, filepath.Join(dir, "ca.pem"), string(secretData(t, c.get(t, "Secret", "usher-xds-ca"), "tls.crt")))))
 	g.writeToken(t, c, token)
 	g.waitHello(t, g.startEnvoy(t))
+	g.waitReported(t, admin)
+	key := secretData(t, c.get(t, "Secret", "usher-report-key"), "key")
+
+	// The next Usher has the same key: it knows the reports of the listener that the last one has made.
+	usher.Stop(t)
+	c.helm(t, "upgrade", release, absolute(t, "usher"), "-f", values, "--set", "drainTimeSeconds=1")
+	start()
+	testprocess.Eventually(t, "the next Usher is ready", testprocess.StartDeadline, func() error { return getReady(t, admin) })
+	g.waitReported(t, admin)
+	g.wantListenersUnchanged(t)
+	if got := secretData(t, c.get(t, "Secret", "usher-report-key"), "key"); len(key) != 32 || !bytes.Equal(got, key) {
+		t.Errorf("the key was %d bytes, and is %d; want the same 32 bytes", len(key), len(got))
+	}
 }

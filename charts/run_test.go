@@ -24,7 +24,7 @@ func TestUsherRunsAsInstalled(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
 	consul := startConsul(t, true)
-	c.create(t, secret("usher-token", "token", consul.createToken(t, read(t, "../docs/usher-policy.hcl"))))
+	c.create(t, secret("usher-token", "token", consul.createToken(t, testprocess.ReadFile(t, "../docs/usher-policy.hcl"))))
 	c.create(t, secret("consul-ca-cert", "tls.crt", consul.ca))
 	values := writeValues(t, fmt.Appendf(nil, `
 global: {name: consul, tls: {enabled: true}, acls: {manageSystemACLs: true}}
@@ -59,20 +59,29 @@ consul: {httpAddr: %q, grpcAddr: %q, token: {secretName: usher-token}, envoyLogi
 // getReady asks /readyz.
 func getReady(t *testing.T, admin string) error {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+admin+"/readyz", http.NoBody)
+	_, err := getText(t, "http://"+admin+"/readyz", "")
+	return err
+}
+
+// getText asks for a page on a connection of its own, of a virtual host unless it is "". An answer other than 200 is an
+// error.
+func getText(t *testing.T, url, virtualHost string) (string, error) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}
+	request.Host, request.Close = virtualHost, true
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer answer.Body.Close()
 	body, err := io.ReadAll(answer.Body)
 	if err == nil && answer.StatusCode != http.StatusOK {
 		err = fmt.Errorf("%d %s", answer.StatusCode, body)
 	}
-	return err
+	return string(body), err
 }
 
 // startPod starts Usher as the container of a pod of the Deployment, with other addresses and more flags. A

@@ -48,11 +48,12 @@ func TestChart(t *testing.T) {
 
 // hideCertificates replaces what differs each time that Helm renders.
 func hideCertificates(o object) {
-	if o.kind() != "Secret" {
+	data, ok := o["data"].(map[string]any)
+	if o.kind() != "Secret" || !ok {
 		return
 	}
-	for key := range o["data"].(map[string]any) {
-		o["data"].(map[string]any)[key] = "made by Helm"
+	for key := range data {
+		data[key] = "made by Helm"
 	}
 	if annotations, ok := o.metadata()["annotations"].(map[string]any); ok {
 		annotations["usher/for"], annotations["usher/issued"] = "made by Helm", "made by Helm"
@@ -62,8 +63,8 @@ func hideCertificates(o object) {
 // hideDashboard replaces the dashboard, which is a file of the chart.
 func hideDashboard(t *testing.T, o object) {
 	t.Helper()
-	if data, ok := o["data"].(map[string]any); ok && data["usher.json"] == read(t, "usher/dashboards/usher.json") {
-		data["usher.json"] = "dashboards/usher.json"
+	if data, ok := o["data"].(map[string]any); ok && data["usher.json"] == testprocess.ReadFile(t, "usher/files/dashboard.json") {
+		data["usher.json"] = "files/dashboard.json"
 	}
 }
 
@@ -184,6 +185,15 @@ func TestMistakesInValues(t *testing.T) {
 			"dataplane.enabled: the CA of Usher's certificate is in the Secret usher-xds-tls of the namespace consul, and the gateways' pods in mesh cannot mount it; " +
 				"install Usher in mesh, or set xds.tls.mode=consul-ca, or dataplane.caFileInPod",
 		},
+		{
+			[]string{gateway, "dataplane.drainTimeSeconds=60"},
+			"dataplane.drainTimeSeconds: dataplane.enabled is false, so it has no effect; with the annotation, use usher helm-values --drain-time",
+		},
+		{
+			[]string{gateway, "dataplane.enabled=true", "extraArgs={--dataplane-drain-time=60s}"},
+			"extraArgs: --dataplane-drain-time=60s: the pods of gateways would not get the time to drain; use dataplane.drainTimeSeconds",
+		},
+		{[]string{gateway, "dataplane.enabled=true", "dataplane.drainTimeSeconds=90000"}, "at '/dataplane/drainTimeSeconds': maximum: got 90,000, want 86,400"},
 		{[]string{"admission.type=maybe"}, "at '/admission/type': value must be one of 'auto', 'policy', 'webhook', 'none'"},
 		{[]string{"admission.gateway={a}"}, "at '/admission': additional properties 'gateway' not allowed"},
 		{[]string{"consul.aclSetup.enabled=true"}, "consul.aclSetup.enabled: Usher does not log in"},
@@ -248,6 +258,23 @@ func TestConsulValuesOfNull(t *testing.T) {
 		if _, failure := template(t, "usher", "-f", writeValues(t, []byte(values))); failure != "" {
 			t.Errorf("%s: %s", values, failure)
 		}
+	}
+}
+
+// TestRenderingWithoutAClusterIsStable renders the chart twice, as Argo CD does: nothing differs but the certificate that
+// xds.tls.mode=chart makes.
+func TestRenderingWithoutAClusterIsStable(t *testing.T) {
+	first, second := mustTemplate(t), mustTemplate(t)
+	for i, o := range first {
+		if name := o.metadata()["name"]; name == "usher-xds-tls" || name == "usher-xds-ca" {
+			continue
+		}
+		if diff := cmp.Diff(o, second[i]); diff != "" {
+			t.Errorf("another rendering has another %s: %s", o.id(), diff)
+		}
+	}
+	if data := find(t, first, "Secret", "usher-report-key")["data"]; data != nil {
+		t.Errorf("the chart writes the key: %v", data)
 	}
 }
 
@@ -316,14 +343,14 @@ func certificate(t *testing.T, text []byte) *x509.Certificate {
 // TestRightsAreTheDocumentedOnes compares the rules of the chart with those that the docs give to others.
 func TestRightsAreTheDocumentedOnes(t *testing.T) {
 	rendered := mustTemplate(t, "-f", absolute(t, "testdata/acls.in.yaml"))
-	for doc, name := range map[string]string{"kubernetes-role.yaml": "usher", "kubernetes-record.yaml": "usher-balancers"} {
-		want := find(t, objects(t, read(t, "../docs/"+doc)), "Role", name)
+	for doc, name := range map[string]string{"kubernetes-role.yaml": "usher", "kubernetes-record.yaml": "usher-balancers", "kubernetes-report-key.yaml": "usher-report-key"} {
+		want := find(t, objects(t, testprocess.ReadFile(t, "../docs/"+doc)), "Role", name)
 		if diff := cmp.Diff(want["rules"], find(t, rendered, "Role", name)["rules"]); diff != "" {
 			t.Errorf("the Role %s differs from docs/%s (-docs +chart): %s", name, doc, diff)
 		}
 	}
 	var want []string
-	for line := range strings.Lines(read(t, "../docs/usher-policy.hcl")) {
+	for line := range strings.Lines(testprocess.ReadFile(t, "../docs/usher-policy.hcl")) {
 		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
 			want = append(want, line)
 		}

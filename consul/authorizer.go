@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/inflight"
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 // The results of an ACL check other than that the token may use the gateway.
@@ -88,8 +90,8 @@ type Authorizer struct {
 	refused      *lru.Cache[aclKey, refusal]
 	allowed      *lru.Cache[aclKey, time.Time]
 	running      singleflight.Group
-	newCallers   *callerQueue
-	knownCallers chan struct{}
+	newCallers   *inflight.CallerLimit[string] // by address
+	knownCallers inflight.Limit
 
 	mu        sync.Mutex
 	aclsOffAt time.Time // when Consul last answered that its ACLs are off
@@ -127,8 +129,8 @@ func NewAuthorizer(c *Client, o AuthorizerOptions) *Authorizer {
 	}
 	a := &Authorizer{
 		client: c, staleIfError: o.StaleIfError,
-		newCallers:   newCallerQueue(factor*newCallerChecks, factor*newCallerChecksPerAddress),
-		knownCallers: make(chan struct{}, factor*knownCallerChecks),
+		newCallers:   inflight.NewCallerLimit[string](factor*newCallerChecks, factor*newCallerChecksPerAddress),
+		knownCallers: make(inflight.Limit, factor*knownCallerChecks),
 	}
 	_, _ = rand.Read(a.key[:]) // never fails
 	// New fails only for sizes below 1.
@@ -357,7 +359,7 @@ func (a *Authorizer) checkNewToken(ctx context.Context, known bool, timeout time
 		if !errors.Is(err, ErrUnknownToken) || failures > maxReplicationChecks || ctx.Err() != nil {
 			return err
 		}
-		sleep(ctx, backOff(failures))
+		sleep(ctx, retry.Pause(failures))
 	}
 }
 
@@ -380,74 +382,10 @@ func (a *Authorizer) checkToken(ctx context.Context, known bool, timeout time.Du
 
 // enter waits until the check may run. The caller calls leave when it is done.
 func (a *Authorizer) enter(ctx context.Context, known bool, address string) (leave func(), err error) {
-	if !known {
-		return a.newCallers.enter(ctx, address)
+	if known {
+		return a.knownCallers.Acquire(ctx)
 	}
-	return acquire(ctx, a.knownCallers)
-}
-
-// acquire waits for one of a number of places. The caller calls release when it is done.
-func acquire(ctx context.Context, places chan struct{}) (release func(), err error) {
-	select {
-	case places <- struct{}{}:
-		return sync.OnceFunc(func() { <-places }), nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-}
-
-// callerQueue bounds the checks that run at the same time, and those for callers from one address.
-type callerQueue struct {
-	all        chan struct{}
-	perAddress int
-
-	mu        sync.Mutex
-	addresses map[string]*addressQueue
-}
-
-type addressQueue struct {
-	places chan struct{}
-	users  int // callers that have a place or wait for one
-}
-
-func newCallerQueue(all, perAddress int) *callerQueue {
-	return &callerQueue{all: make(chan struct{}, all), perAddress: perAddress, addresses: map[string]*addressQueue{}}
-}
-
-// enter waits for a place. The caller calls leave when it is done.
-func (q *callerQueue) enter(ctx context.Context, address string) (leave func(), err error) {
-	own := q.join(address)
-	leave = func() { q.leave(address, own) }
-	for _, places := range []chan struct{}{own.places, q.all} {
-		release, err := acquire(ctx, places)
-		if err != nil {
-			leave()
-			return nil, err
-		}
-		leaveBefore := leave
-		leave = func() { release(); leaveBefore() }
-	}
-	return leave, nil
-}
-
-func (q *callerQueue) join(address string) *addressQueue {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	own := q.addresses[address]
-	if own == nil {
-		own = &addressQueue{places: make(chan struct{}, q.perAddress)}
-		q.addresses[address] = own
-	}
-	own.users++
-	return own
-}
-
-func (q *callerQueue) leave(address string, own *addressQueue) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if own.users--; own.users == 0 {
-		delete(q.addresses, address)
-	}
+	return a.newCallers.Acquire(ctx, address)
 }
 
 // authorize checks with Consul whether the token has service:write on the gateway, as Consul's own xDS does.

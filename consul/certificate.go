@@ -21,6 +21,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/latest"
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 var (
@@ -64,6 +65,7 @@ func decodeLeaf(_ any, r response) (any, error) {
 	var out struct {
 		CertPEM       string
 		PrivateKeyPEM gateway.Secret
+		ValidAfter    time.Time
 		ValidBefore   time.Time
 	}
 	if err := json.Unmarshal(r.body, &out); err != nil {
@@ -73,18 +75,12 @@ func decodeLeaf(_ any, r response) (any, error) {
 	if out.CertPEM == "" || out.PrivateKeyPEM == "" {
 		return nil, fmt.Errorf("leaf certificate: %w", unexpected("it lacks the certificate or its key"))
 	}
-	return &gateway.Leaf{CertPEM: out.CertPEM, KeyPEM: out.PrivateKeyPEM, ValidBefore: out.ValidBefore}, nil
-}
-
-// issuedLeaf is a leaf, and since when it is valid.
-type issuedLeaf struct {
-	*gateway.Leaf
-	validFrom time.Time
+	return &gateway.Leaf{CertPEM: out.CertPEM, KeyPEM: out.PrivateKeyPEM, ValidAfter: out.ValidAfter, ValidBefore: out.ValidBefore}, nil
 }
 
 // requestCertificate makes a key and has the requested certificate signed. As Consul's agents do, it makes keys on
 // P-256 whatever key the certificate authority has.
-func requestCertificate(ctx context.Context, w certRequest, sign func(context.Context, string) (string, error)) (*issuedLeaf, error) {
+func requestCertificate(ctx context.Context, w certRequest, sign func(context.Context, string) (string, error)) (*gateway.Leaf, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -105,12 +101,13 @@ func requestCertificate(ctx context.Context, w certRequest, sign func(context.Co
 	if err != nil {
 		return nil, err
 	}
-	return &issuedLeaf{validFrom: cert.NotBefore, Leaf: &gateway.Leaf{
+	return &gateway.Leaf{
 		CertPEM:     chain,
 		KeyPEM:      gateway.Secret(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})),
+		ValidAfter:  cert.NotBefore,
 		ValidBefore: cert.NotAfter,
 		Names:       slices.Sorted(slices.Values(cert.DNSNames)),
-	}}, nil
+	}, nil
 }
 
 func newCSR(w certRequest, key *ecdsa.PrivateKey) (string, error) {
@@ -118,9 +115,18 @@ func newCSR(w certRequest, key *ecdsa.PrivateKey) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{uri}, DNSNames: w.names}, key)
+	csr, err := encodeCSR(x509.CertificateRequest{URIs: []*url.URL{uri}, DNSNames: w.names}, key)
 	if err != nil {
 		return "", fmt.Errorf("a host of the ingress-gateway entry cannot be in a certificate: %w; write it in ASCII (punycode: xn--…)", err)
+	}
+	return csr, nil
+}
+
+// encodeCSR signs a request and returns it in PEM.
+func encodeCSR(request x509.CertificateRequest, key *ecdsa.PrivateKey) (string, error) {
+	der, err := x509.CreateCertificateRequest(rand.Reader, &request, key)
+	if err != nil {
+		return "", err
 	}
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
 }
@@ -298,7 +304,6 @@ func (c *certificate) start() *certificate {
 func (c *certificate) close() {
 	c.cancel()
 	<-c.done
-	c.client.metrics.expiries.DeleteLabelValues(c.id.String())
 }
 
 // current returns the state; nil for a nil certificate.
@@ -327,7 +332,7 @@ func (c *certificate) run(ctx context.Context) {
 
 // attempt has a new certificate signed.
 func (c *certificate) attempt(ctx context.Context, r *renewal) {
-	var leaf *issuedLeaf
+	var leaf *gateway.Leaf
 	err := guard.Run(c.client.logger, "certificate", func() (err error) {
 		leaf, err = requestCertificate(ctx, r.request, func(ctx context.Context, csr string) (string, error) {
 			return c.sign(ctx, r.request.agent, csr)
@@ -347,8 +352,7 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 		}
 	} else {
 		r.succeeded(leaf, time.Now())
-		next.leaf = leaf.Leaf
-		c.client.metrics.expiries.WithLabelValues(c.id.String()).Set(float64(leaf.ValidBefore.Unix()))
+		next.leaf = leaf
 		c.client.logger.Info("certificate for clients signed",
 			"gateway", c.id.String(), "names", leaf.Names, "valid_before", leaf.ValidBefore, "next_renewal", r.due)
 	}
@@ -388,10 +392,10 @@ func (r *renewal) setRequest(request certRequest, now time.Time) {
 
 // succeeded makes the next certificate due at a random time between 60 % and 90 % of the lifetime, as Consul does. If a
 // clock is wrong, it is not due all the time.
-func (r *renewal) succeeded(leaf *issuedLeaf, now time.Time) {
-	lifetime := leaf.ValidBefore.Sub(leaf.validFrom)
+func (r *renewal) succeeded(leaf *gateway.Leaf, now time.Time) {
+	lifetime := leaf.ValidBefore.Sub(leaf.ValidAfter)
 	r.failures = 0
-	r.due = leaf.validFrom.Add(lifetime*6/10 + mathrand.N(lifetime*3/10+1))
+	r.due = leaf.ValidAfter.Add(lifetime*6/10 + mathrand.N(lifetime*3/10+1))
 	if least := now.Add(jitterTime); r.due.Before(least) {
 		r.due = least
 	}
@@ -399,7 +403,7 @@ func (r *renewal) succeeded(leaf *issuedLeaf, now time.Time) {
 
 func (r *renewal) failed(err error, now time.Time) {
 	r.failures++
-	pause := backOff(r.failures)
+	pause := retry.Pause(r.failures)
 	if errors.Is(err, errBusy) {
 		pause = mathrand.N(jitterTime)
 	}

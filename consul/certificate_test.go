@@ -26,6 +26,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 // fakeCA signs requests, or fails with err.
@@ -156,7 +157,7 @@ func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
 			t.Errorf("usher_panics_total grew by %v, want 1", got)
 		}
 		broken.Store(false)
-		time.Sleep(longestPause)
+		time.Sleep(retry.LongestPause)
 		synctest.Wait()
 		if s := c.current(); s.err != nil || !slices.Equal(s.leaf.Names, []string{"b.example"}) {
 			t.Errorf("after it is over the certificate is %v with the error %v", s.leaf, s.err)
@@ -298,12 +299,12 @@ func TestCertificateOutlivesAnAuthorityThatIsGone(t *testing.T) {
 		}
 		asked := ca.times()
 		for i := 20; i < len(asked); i++ {
-			if pause := asked[i].Sub(asked[i-1]); pause < longestPause/2 || pause > longestPause {
+			if pause := asked[i].Sub(asked[i-1]); pause < retry.LongestPause/2 || pause > retry.LongestPause {
 				t.Fatalf("asked again after %v", pause)
 			}
 		}
 		ca.fail(nil)
-		time.Sleep(longestPause)
+		time.Sleep(retry.LongestPause)
 		synctest.Wait()
 		if got := c.current(); got.leaf == first || got.err != nil || got.failures != 0 {
 			t.Errorf("once it is back: %v", got.err)

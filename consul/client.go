@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // Config says how to reach Consul. Empty values come from Consul's own environment variables, with the same meaning as
@@ -31,6 +32,9 @@ type Config struct {
 	Getenv  func(string) string // reads the environment; nil: os.Getenv
 	Logger  *slog.Logger        // nil: nothing is logged
 	Metrics *Metrics            // nil: nothing is counted
+	// Report is called with all problems of a source whenever they change, also with none. It must not block, and need not
+	// log them: the Logger has them. It may be nil.
+	Report func(source string, problems []problem.Problem)
 }
 
 // Client sends requests to Consul's HTTP API. Its methods are safe for concurrent use.
@@ -49,6 +53,7 @@ type Client struct {
 	grpcAt       func(address) (grpcTarget, error) // the gRPC port at an address
 	logger       *slog.Logger
 	metrics      *Metrics
+	report       func(source string, problems []problem.Problem)
 }
 
 // NewClient checks the settings and reads the files that they name. It does not connect.
@@ -62,6 +67,9 @@ func NewClient(c Config) (*Client, error) {
 		return nil, err
 	}
 	logger := cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
+	if u := (&url.URL{Host: a.host}); a.scheme == "http" && u.Port() == "" {
+		logger.Warn("consul's address has no port, so usher uses port 80; consul's own port is 8500", "consul", a.String(), "write", u.Host+":8500")
+	}
 	grpc, err := env.grpc(c.GRPCAddr, logger)
 	if err != nil {
 		return nil, err
@@ -77,7 +85,11 @@ func NewClient(c Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.Report == nil {
+		c.Report = func(string, []problem.Problem) {}
+	}
 	return &Client{
+		report:       c.Report,
 		address:      a,
 		watchHTTP:    newHTTPClient(a, files, plainReserved+plainShared, true),
 		aclHTTP:      newHTTPClient(a, files, plainAuthorizations, true),

@@ -114,6 +114,8 @@ func decodeProxyDefaults(prev *proxyDefaults, list []*proxyDefaultsEntry, _ resp
 			return nil, unexpected("the entry has no name")
 		}
 	}
-	d.layer, d.problems = cmp.Or(prev, d).layer.Update(fmt.Sprintf("proxy-defaults %q", globalName), d.config[settings.Key])
+	where := fmt.Sprintf("proxy-defaults %q", globalName)
+	d.layer, d.problems = cmp.Or(prev, d).layer.Update(where, d.config[settings.Key])
+	d.problems = append(d.problems, settings.CheckKeys(where+": Config", d.config, nil)...)
 	return d, nil
 }

@@ -50,6 +50,8 @@ func parseHost(scheme, rest, whole string) (address, error) {
 		return address{}, errors.New("not a valid address; write host:port, http://, https:// or unix://")
 	}
 	switch {
+	case (u.Host == "http" || u.Host == "https") && strings.HasPrefix(u.Path, "//"):
+		return address{}, fmt.Errorf("the colon is missing after %s; write %s:%s", u.Host, u.Host, u.Path)
 	case u.User != nil:
 		return address{}, errors.New("an address cannot contain a user; use " + api.HTTPAuthEnvName)
 	case u.Hostname() == "":

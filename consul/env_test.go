@@ -377,3 +377,18 @@ func TestATokenFileThatNeverEndsIsNotRead(t *testing.T) {
 		t.Errorf("token %q, want the last good one", string(got))
 	}
 }
+
+func TestAnAddressWithoutAPortIsAWarning(t *testing.T) {
+	for address, warns := range map[string]bool{
+		"localhost": true, "http://consul.example.com": true, "localhost:8500": false, "https://consul.example.com": false, "unix:///run/consul": false,
+	} {
+		var log attrRecorder
+		if _, err := NewClient(Config{HTTPAddr: address, Getenv: vars{}.get, Logger: slog.New(&log)}); err != nil {
+			t.Fatal(err)
+		}
+		lines := log.take()
+		if got := len(lines) == 1 && strings.HasPrefix(lines[0], "WARN consul's address has no port"); got != warns {
+			t.Errorf("%s: the log is %q, want a warning: %v", address, lines, warns)
+		}
+	}
+}

@@ -122,6 +122,7 @@ func (w *gatewayWatch) publish(next *gateway.Snapshot) {
 	}
 	w.state.last = next
 	w.client.metrics.snapshots.Inc()
+	w.client.metrics.setCertificate(w.id, next)
 	w.publishSnapshot(next)
 }
 

@@ -13,6 +13,10 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	experimental "google.golang.org/grpc/experimental/credentials"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 // The default gRPC ports of an agent (https://developer.hashicorp.com/consul/docs/reference/architecture/ports).
@@ -38,6 +42,20 @@ func (c *Client) DialGRPC(ctx context.Context, options ...grpc.DialOption) (*grp
 	return target.dial(options...)
 }
 
+// WithToken returns a context for calls on such a connection with Usher's own token.
+func (c *Client) WithToken(ctx context.Context) (context.Context, error) {
+	token, err := c.tokens.current(ctx)
+	return withToken(ctx, token), err
+}
+
+// withToken adds a token to the calls with a context; "" is none.
+func withToken(ctx context.Context, token gateway.Secret) context.Context {
+	if token == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "x-consul-token", string(token))
+}
+
 // agent reads the agent's configuration; the zero value if the agent refuses to return it.
 func (c *Client) agent(ctx context.Context) (*agent, error) {
 	q := query{queryType: agentType}
@@ -58,7 +76,7 @@ func (t grpcTarget) dial(options ...grpc.DialOption) (*grpc.ClientConn, error) {
 	if t.tls != nil {
 		creds = reloadingTLS{experimental.NewTLSWithALPNDisabled(t.tls()), t.tls}
 	}
-	pauses := backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.5, MaxDelay: longestPause}
+	pauses := backoff.Config{BaseDelay: retry.FirstPause, Multiplier: 2, Jitter: 0.5, MaxDelay: retry.LongestPause}
 	return grpc.NewClient(t.name, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithUserAgent("usher"),

@@ -58,6 +58,7 @@ func (b *snapshotBuild) addInstances(regs []*registration, d *proxyDefaults) {
 		own := settings.StripInherited(r.Service.Proxy.Config[settings.Key], d.config[settings.Key])
 		before := b.prev.instances[id]
 		in.Registration, problems = cmp.Or(before, in).Registration.Update(where, own)
+		problems = append(problems, settings.CheckKeys(where+": Proxy.Config", r.Service.Proxy.Config, d.config)...)
 		if len(problems) > 0 && b.deadlineExceeded("bad settings of "+where, mergeTime) {
 			b.snapshot.Problems = append(b.snapshot.Problems, problems...)
 		}

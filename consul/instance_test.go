@@ -2,6 +2,7 @@ package consul
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -181,5 +182,22 @@ func TestAProxyConfigThatCannotBeDecodedIsAProblem(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, lines); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestAMisspeltKeyIsReportedWhereItIs has ushr instead of usher in proxy-defaults, which the agent merges into the
+// registration, too, and user in the registration alone.
+func TestAMisspeltKeyIsReportedWhereItIs(t *testing.T) {
+	d, err := decodeProxyDefaults(nil, []*proxyDefaultsEntry{{Name: "global", Config: map[string]any{"ushr": map[string]any{}}}}, response{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(d.problems) != 1 || d.problems[0].Where != `proxy-defaults "global": Config.ushr` || !strings.Contains(d.problems[0].What, `did you mean "usher"?`) {
+		t.Errorf("proxy-defaults: %v", d.problems)
+	}
+	merged := map[string]any{"ushr": map[string]any{}, "ushre": map[string]any{}}
+	problems := settings.CheckKeys("Proxy.Config", merged, d.config)
+	if len(problems) != 1 || problems[0].Where != "Proxy.Config.ushre" {
+		t.Errorf("the registration: %v", problems)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/usherproxy/usher/internal/inflight"
 )
 
 // Over plain HTTP every open query holds a connection. A default agent refuses more than 200 of them from one address,
@@ -283,7 +285,7 @@ const (
 
 // acquire waits until a query may run. After readSlotTime its place is free again, even without release.
 func (l readLimiter) acquire(ctx context.Context) (release func(), err error) {
-	release, err = acquire(ctx, l)
+	release, err = inflight.Limit(l).Acquire(ctx)
 	if err == nil {
 		time.AfterFunc(readSlotTime, release)
 	}

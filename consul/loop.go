@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 // queryResult is what a watch knows.
@@ -48,7 +50,7 @@ func (l *watchLoop) run(ctx context.Context) {
 	defer func() { l.filtered.count(l.isFiltered(), false) }()
 	for ctx.Err() == nil {
 		cycle, due := l.refresh.begin(ctx)
-		if due || l.isFiltered() && time.Until(l.rereadAt) < firstPause {
+		if due || l.isFiltered() && time.Until(l.rereadAt) < retry.FirstPause {
 			l.index = 0
 		}
 		index := l.index
@@ -69,7 +71,7 @@ func (l *watchLoop) maxWait(wait time.Duration) time.Duration {
 	if !l.isFiltered() {
 		return wait
 	}
-	return min(wait, max(time.Until(l.rereadAt), firstPause)) // for Consul, 0 means its default
+	return min(wait, max(time.Until(l.rereadAt), retry.FirstPause)) // for Consul, 0 means its default
 }
 
 // handle processes the outcome of one attempt, and returns the pause before the next.
@@ -94,7 +96,7 @@ func (l *watchLoop) handle(r response, err error) (pause time.Duration) {
 	l.report(l.result, !same || recovered)
 	if r.index == 0 {
 		// Without an index the next query cannot block.
-		return max(l.interval, backOff(3))
+		return max(l.interval, retry.Pause(3))
 	}
 	return l.pace.Reserve().Delay()
 }
@@ -107,7 +109,7 @@ func (l *watchLoop) handleError(err error) (pause time.Duration) {
 	l.result.failures++
 	l.index = 0
 	l.report(l.result, l.result.failures <= maxReportedFailures || newOutcome)
-	return backOff(l.result.failures)
+	return retry.Pause(l.result.failures)
 }
 
 // nextIndex returns the index for the next query. It returns 0 if that must not block.
@@ -146,23 +148,7 @@ func (l *watchLoop) recordFiltered(r response, same bool) {
 	}
 }
 
-const (
-	// Back-off after errors: from firstPause doubling up to longestPause.
-	firstPause   = 100 * time.Millisecond
-	longestPause = 10 * time.Second
-
-	maxReportedFailures = 3 // after so many failures in a row, an equal one is no news for the subscribers
-)
-
-// backOff returns the pause after so many failures in a row. Up to half of it is taken off at random, so that the
-// watches do not retry at the same moment.
-func backOff(failures int) time.Duration {
-	d := longestPause
-	if failures < 8 {
-		d = min(d, firstPause<<(failures-1))
-	}
-	return d - rand.N(d/2)
-}
+const maxReportedFailures = 3 // after so many failures in a row, an equal one is no news for the subscribers
 
 // The pace of a query whose response changes all the time.
 const (

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/testing/messages"
 )
 
@@ -32,7 +34,31 @@ func TestMessages(t *testing.T) {
 	lines = append(lines, messagesOfRequests(t)...)
 	lines = append(lines, messagesOfLogins(t)...)
 	lines = append(lines, messagesOfDataplanes(t)...)
+	lines = append(lines, messagesOfReports(t)...)
 	messages.Check(t, lines, "fmt.Errorf", "errors.New", "unexpected", "problem.Problem", "addProblem")
+}
+
+// messagesOfReports provokes the problems of queries and permissions.
+func messagesOfReports(t *testing.T) (lines []string) {
+	t.Helper()
+	client := newTestClient(t, Config{HTTPAddr: "http://consul:8500"})
+	client.report = func(_ string, problems []problem.Problem) {
+		for _, p := range problems {
+			lines = append(lines, p.String())
+		}
+	}
+	lacks := permissionChecker{client: client, missing: map[string]permission{`service:write on "edge"`: {}}}
+	for _, serves := range []bool{false, true} {
+		lacks.serves = func() bool { return serves }
+		lacks.report()
+	}
+	m := newWatchManager(client, time.Minute)
+	away := &callError{outcome: outcomeUnreachable, err: errors.New("connection refused")}
+	m.logFailure(heartbeat, nil, away, failureContext{})
+	m.logFailure(query{queryType: meshType}, nil, errors.New("consul answered 500"), failureContext{hasAnswer: true})
+	m.logFailure(query{queryType: proxyDefaultsType}, nil, errors.New("consul answered 500"), failureContext{})
+	slices.Sort(lines)
+	return slices.Compact(lines)
 }
 
 func messagesOfDataplanes(t *testing.T) (lines []string) {
@@ -61,6 +87,7 @@ func messagesOfSettings(t *testing.T) (lines []string) {
 		{config: Config{HTTPAddr: "ftp://consul"}},
 		{config: Config{HTTPAddr: "8500"}},
 		{config: Config{HTTPAddr: ":8500"}},
+		{config: Config{HTTPAddr: "http//consul:8500"}},
 		{config: Config{HTTPAddr: "consul:"}},
 		{config: Config{HTTPAddr: "consul:http"}},
 		{config: Config{HTTPAddr: "consul:70000"}},

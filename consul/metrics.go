@@ -1,10 +1,13 @@
 package consul
 
 import (
+	"cmp"
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // Metrics count the queries to Consul and what becomes of them.
@@ -14,15 +17,18 @@ type Metrics struct {
 	failing        *prometheus.GaugeVec
 	sharing        prometheus.Gauge
 	up             prometheus.Gauge
+	lastAnswer     prometheus.Gauge
 	authorizations *prometheus.CounterVec
 	snapshots      prometheus.Counter
 	signatures     *prometheus.CounterVec
 	expiries       *prometheus.GaugeVec
+	lifetimes      *prometheus.GaugeVec
 	logins         *prometheus.CounterVec
 	logouts        *prometheus.CounterVec
 }
 
-// NewMetrics returns metrics, and registers them with r unless r is nil.
+// NewMetrics returns metrics, and registers them with r unless r is nil. Each series whose labels are known exists from the
+// start: from nothing to 1 is no increase for Prometheus.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	f := promauto.With(r)
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
@@ -31,11 +37,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
 		return f.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
 	}
-	return &Metrics{
+	m := &Metrics{
 		sharing: gauge("usher_consul_queries_sharing_connections", "Blocking queries that have no connection of their own, because plain HTTP allows too few. "+
 			"Above 0, changes arrive up to five seconds late: use https:// for Consul.").WithLabelValues(),
 		up: gauge("usher_consul_up",
 			"1 if Consul answers a small query that Usher sends every few seconds, else 0. /readyz has the reason.").WithLabelValues(),
+		lastAnswer: gauge("usher_consul_last_answer_timestamp_seconds",
+			"When Consul last answered that query, in seconds since 1970. 0: not since Usher started.").WithLabelValues(),
 		snapshots: counter("usher_consul_snapshots_total", "How often the configuration of a gateway has changed in Consul.").WithLabelValues(),
 		queries: counter("usher_consul_queries_total",
 			"Answers to queries, by type of query and outcome: ok, unreachable, denied (by ACLs), missing (404), "+
@@ -54,8 +62,42 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		logouts: counter("usher_consul_logouts_total",
 			"Logouts of such logins, by outcome: ok or failed. Usher tries again after a failed one.", "component", "outcome"),
 		expiries: gauge("usher_consul_certificate_expiry_timestamp_seconds",
-			"When a gateway's certificate for clients expires, in seconds since 1970.", "gateway"),
+			"When the certificate that a gateway has for its clients and for services expires, in seconds since 1970.", "gateway"),
+		lifetimes: gauge("usher_consul_certificate_lifetime_seconds",
+			"How long the certificate of usher_consul_certificate_expiry_timestamp_seconds is valid altogether.", "gateway"),
 	}
+	for _, component := range []string{envoyComponent, usherComponent} {
+		for _, outcome := range []string{"ok", "refused", "failed", "lost"} {
+			m.logins.WithLabelValues(component, outcome)
+		}
+		for _, outcome := range []string{"ok", "failed"} {
+			m.logouts.WithLabelValues(component, outcome)
+		}
+	}
+	for _, outcome := range []string{"allowed", "denied", "remembered", "stale", "failed"} {
+		m.authorizations.WithLabelValues(outcome)
+	}
+	for _, outcome := range []string{"ok", "busy", "refused", "failed"} {
+		m.signatures.WithLabelValues(outcome)
+	}
+	return m
+}
+
+// setCertificate sets when the certificate in a gateway's snapshot expires. If there are two, it is that for clients.
+func (m *Metrics) setCertificate(id gateway.ID, s *gateway.Snapshot) {
+	leaf := cmp.Or(s.DownstreamLeaf, s.Leaf)
+	if leaf == nil {
+		m.removeCertificate(id)
+		return
+	}
+	m.expiries.WithLabelValues(id.String()).Set(float64(leaf.ValidBefore.Unix()))
+	m.lifetimes.WithLabelValues(id.String()).Set(leaf.ValidBefore.Sub(leaf.ValidAfter).Seconds())
+}
+
+// removeCertificate removes the series of a gateway that is no longer watched.
+func (m *Metrics) removeCertificate(id gateway.ID) {
+	m.expiries.DeleteLabelValues(id.String())
+	m.lifetimes.DeleteLabelValues(id.String())
 }
 
 func (m *Metrics) countLogin(component string, err error) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/filewatch"
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 const (
@@ -162,7 +163,7 @@ func (l *ownLogin) replace(ctx context.Context, c *Client) (before login) {
 			logged = err.Error()
 			c.logger.Warn("usher cannot log in to consul; it tries again", "consul", c.Address(), "error", err)
 		}
-		sleep(ctx, backOff(failures))
+		sleep(ctx, retry.Pause(failures))
 	}
 	return login{}
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 // ownLab is a client that logs in at a fake Consul, in a bubble.
@@ -70,7 +72,7 @@ func TestUsherLogsInAndOut(t *testing.T) {
 			t.Errorf("without the file: %q, %v", token, err)
 		}
 		l.write(t, "sesame")
-		time.Sleep(longestPause)
+		time.Sleep(retry.LongestPause)
 		if token, err := l.token(); token != "login-1" || err != nil || l.changes.Load() != 1 {
 			t.Errorf("token %q, %v; %d changes", token, err, l.changes.Load())
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 const (
@@ -23,9 +24,9 @@ const (
 
 // permission is one that Usher's token may need (docs/usher-policy.hcl).
 type permission struct {
-	check   aclCheck
-	name    string // such as service:write on "edge"
-	without string // what Usher cannot do without it
+	check   aclCheck // without a namespace or partition: in the default namespace, and Usher's partition
+	name    string   // such as service:write on "edge"
+	without string   // what Usher cannot do without it
 	// optional is true if some installations do without it: the token has the permission for single names, or the gateway
 	// is not Usher's.
 	optional bool
@@ -66,6 +67,7 @@ func gatewayPermissions(names []string) []permission {
 // permissionChecker checks what Usher's token may do, at the start and from time to time.
 type permissionChecker struct {
 	client *Client
+	serves func() bool // Envoys have a configuration from before
 
 	mu      sync.Mutex
 	missing map[string]permission // by name
@@ -81,6 +83,7 @@ func (p *permissionChecker) run(ctx context.Context) {
 			return
 		case errors.Is(err, errACLsOff):
 			p.record(ctx, nil)
+			p.report()
 		case err != nil: // the watches report why Consul does not answer
 			pause = permissionRetry
 			if p.client.tokens.login != nil && p.client.tokens.login.failure() != nil {
@@ -88,6 +91,10 @@ func (p *permissionChecker) run(ctx context.Context) {
 			}
 		default:
 			p.record(ctx, missing)
+			p.report()
+			if p.failure() != nil {
+				pause = permissionRetry
+			}
 		}
 		sleep(ctx, pause)
 	}
@@ -114,8 +121,24 @@ func (p *permissionChecker) record(ctx context.Context, missing []permission) {
 	}
 }
 
-// warning returns a line about the permissions that are missing for certain; "" if there are none.
-func (p *permissionChecker) warning() string {
+// report reports whether Usher's token allows no gateway. Envoys keep the configuration that they have.
+func (p *permissionChecker) report() {
+	var problems []problem.Problem
+	if err := p.failure(); err != nil {
+		severity, consequence := problem.Outage, "until then Usher serves no gateway"
+		if p.serves() {
+			severity, consequence = problem.Degraded, "until then Envoys keep what they have, and their certificates are not renewed"
+		}
+		problems = append(problems, problem.Problem{
+			Where: "consul at " + p.client.Address(), What: err.Error() + "; " + consequence, Severity: severity,
+		})
+	}
+	p.client.report("permissions in consul", problems)
+}
+
+// failure returns which permissions are missing for certain, so that Consul gives Usher no certificate for any
+// gateway; nil if there are none.
+func (p *permissionChecker) failure() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var names []string
@@ -125,10 +148,10 @@ func (p *permissionChecker) warning() string {
 		}
 	}
 	if len(names) == 0 {
-		return ""
+		return nil
 	}
 	slices.Sort(names)
-	return "Usher's token lacks " + strings.Join(names, " and ") + "; add it to the token's policy (docs/usher-policy.hcl)"
+	return errors.New("Usher's token lacks " + strings.Join(names, " and ") + "; add it to the token's policy (docs/usher-policy.hcl)")
 }
 
 // missingPermissions asks Consul what Usher's token may not do.
@@ -137,7 +160,7 @@ func (c *Client) missingPermissions(ctx context.Context) ([]permission, error) {
 	if err != nil {
 		return nil, err
 	}
-	names, err := c.visibleGateways(ctx)
+	names, someHidden, err := c.visibleGateways(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -155,23 +178,28 @@ func (c *Client) missingPermissions(ctx context.Context) ([]permission, error) {
 	for i := range missing {
 		missing[i].optional = missing[i].optional || denied < len(gateways)
 	}
+	if len(names) == 0 && someHidden && slices.ContainsFunc(missing, func(m permission) bool { return m.check == basePermissions[0].check }) {
+		missing = append(missing, permission{
+			name: "service:write on any ingress gateway that has a config entry", without: "Usher sees no gateway, and serves none",
+		})
+	}
 	return missing, nil
 }
 
-// visibleGateways returns the names of the ingress-gateway entries that Usher's token may read.
-func (c *Client) visibleGateways(ctx context.Context) ([]string, error) {
+// visibleGateways returns the names of the ingress-gateway entries that Usher's token may read, and whether there are others.
+func (c *Client) visibleGateways(ctx context.Context) (names []string, someHidden bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, queryTimeout, noAnswer(queryTimeout))
 	defer cancel()
 	q := partitionQuery(entriesType, c.partition)
 	r, err := c.send(ctx, c.aclHTTP, q, 0, 0)
 	if err != nil {
-		return nil, authorizeError(err)
+		return nil, false, authorizeError(err)
 	}
 	found, err := valueOf[entries](q, r)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return slices.Sorted(maps.Keys(found.byName)), nil
+	return slices.Sorted(maps.Keys(found.byName)), found.filtered, nil
 }
 
 // deniedOf returns those of the permissions that the token does not have.
@@ -179,8 +207,9 @@ func (c *Client) deniedOf(ctx context.Context, token gateway.Secret, all []permi
 	for some := range slices.Chunk(all, maxChecks) {
 		var checks []aclCheck
 		for _, p := range some {
-			p.check.Namespace, p.check.Partition = c.tenancy(gateway.DefaultTenancy, cmp.Or(c.partition, gateway.DefaultTenancy))
-			checks = append(checks, p.check)
+			check := p.check
+			check.Namespace, check.Partition = c.tenancy(gateway.OrDefault(check.Namespace), gateway.OrDefault(cmp.Or(check.Partition, c.partition)))
+			checks = append(checks, check)
 		}
 		ctx, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, noAnswer(authorizeTimeout))
 		results, err := c.askACLs(ctx, token, checks)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 // loopScript answers a loop's queries one after the other, and the last one never.
@@ -174,20 +176,20 @@ func TestPausesAfterErrorsGrowToABound(t *testing.T) {
 		steps = append(steps, step{err: errors.New("refused")})
 	}
 	questions, _ := runLoop(t, steps...)
-	bound := firstPause
+	bound := retry.FirstPause
 	for i, q := range questions[1:] {
 		if q.Pause > bound || q.Pause < bound/2 {
 			t.Errorf("pause %d is %v, want %v to %v", i, q.Pause, bound/2, bound)
 		}
-		bound = min(2*bound, longestPause)
+		bound = min(2*bound, retry.LongestPause)
 	}
 }
 
 func TestSuccessMakesThePauseShortAgain(t *testing.T) {
 	refused := step{err: errors.New("refused")}
 	questions, _ := runLoop(t, refused, refused, refused, refused, refused, step{index: 1, body: "a"}, refused)
-	if q := questions[len(questions)-1]; q.Pause > firstPause {
-		t.Errorf("the pause is %v, want at most %v", q.Pause, firstPause)
+	if q := questions[len(questions)-1]; q.Pause > retry.FirstPause {
+		t.Errorf("the pause is %v, want at most %v", q.Pause, retry.FirstPause)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
@@ -262,4 +263,32 @@ func (j *logRecorder) has(begin string) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return slices.ContainsFunc(j.lines, func(line string) bool { return strings.HasPrefix(line, begin) })
+}
+
+// TestANewWatchBeginsAfterTheOneBefore checks it because the end of a watch removes what the new one would have, such as
+// the series of the certificate.
+func TestANewWatchBeginsAfterTheOneBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := NewWatcher(newTestClient(t, Config{}), WatcherOptions{})
+		order := make(chan string, 3)
+		endFirst := w.begin(gateway.ID{Name: "edge"})
+		for _, name := range []string{"second", "third"} {
+			go func() {
+				end := w.begin(gateway.ID{Name: "edge"})
+				order <- name + " begins"
+				end()
+			}()
+			synctest.Wait()
+		}
+		w.begin(gateway.ID{Name: "another"})() // does not wait
+		if len(order) > 0 {
+			t.Fatal(<-order)
+		}
+		endFirst()
+		wantEqual(t, []string{"second begins", "third begins"}, []string{<-order, <-order})
+		synctest.Wait()
+		if len(w.running) > 0 {
+			t.Errorf("left: %v", w.running)
+		}
+	})
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/hashicorp/consul/proto-public/pbconnectca"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -69,9 +68,7 @@ func (s *signer) sign(ctx context.Context, a agent, csr string) (string, error) 
 	if err != nil {
 		return "", err
 	}
-	if token != "" {
-		ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", string(token))
-	}
+	ctx = withToken(ctx, token)
 	res, err := pbconnectca.NewConnectCAServiceClient(conn).Sign(ctx, &pbconnectca.SignRequest{Csr: csr})
 	if status.Code(err) == codes.Unauthenticated {
 		s.client.tokens.reportUnknown(token)

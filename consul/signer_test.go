@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"crypto/tls"
+	"encoding/pem"
 	"errors"
 	"net"
 	"os"
@@ -30,6 +31,9 @@ type fakeConnectCA struct {
 func (s *fakeConnectCA) Sign(ctx context.Context, in *pbconnectca.SignRequest) (*pbconnectca.SignResponse, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	s.tokens <- md.Get("x-consul-token")
+	if block, _ := pem.Decode([]byte(in.Csr)); block == nil {
+		return nil, status.Error(codes.InvalidArgument, "CSR is required") // whatever the token is
+	}
 	cert, err := s.ca.sign(ctx, agent{}, in.Csr)
 	if err != nil {
 		return nil, err
@@ -164,6 +168,28 @@ func TestGRPCAddressOfTheAgent(t *testing.T) {
 	} {
 		if got := newTestClient(t, Config{HTTPAddr: tc.http}).grpcAddress(tc.agent).String(); got != tc.want {
 			t.Errorf("%s, %+v: %s, want %s", tc.http, tc.agent, got, tc.want)
+		}
+	}
+}
+
+// TestSigningIsTriedAtTheStart has what Consul answers to a request for no service: it looks at the token first.
+func TestSigningIsTriedAtTheStart(t *testing.T) {
+	s, addr := startConnectCA(t, newFakeCA(t))
+	client := newTestClient(t, Config{HTTPAddr: "http://consul:8500", GRPCAddr: addr, Getenv: vars{"CONSUL_HTTP_TOKEN": "usher's"}.get})
+	for code, want := range map[codes.Code]string{
+		codes.InvalidArgument:    "",
+		codes.PermissionDenied:   "give it service:write on the gateway",
+		codes.Unauthenticated:    "consul does not know Usher's token",
+		codes.FailedPrecondition: "see the log of Consul's servers",
+		codes.Unimplemented:      "if the port has another address, set --consul-grpc-addr",
+	} {
+		s.ca.fail(status.Error(code, "no"))
+		target, err := client.TrySigning(t.Context())
+		if want == "" && (err != nil || !strings.HasSuffix(target, addr)) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%v: %q, %v, want %q", code, target, err, want)
+		}
+		if got := <-s.tokens; len(got) != 1 || got[0] != "usher's" {
+			t.Errorf("%v: the tokens are %q", code, got)
 		}
 	}
 }

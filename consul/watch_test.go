@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -59,7 +60,7 @@ func newFakeGatewayWithInstances(t *testing.T, services ...string) *fakeConsul {
 func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 	c := newFakeConsul(t)
 	c.set("/v1/connect/ca/roots", reply{body: `{"TrustDomain": "td.consul", "Roots": [{"RootCert": "one"}, {"RootCert": "two"}]}`})
-	c.set("/v1/agent/connect/ca/leaf/gateway", reply{body: `{"CertPEM": "cert", "PrivateKeyPEM": "key", "ValidBefore": "2030-01-02T03:04:05Z"}`})
+	c.set("/v1/agent/connect/ca/leaf/gateway", reply{body: `{"CertPEM": "cert", "PrivateKeyPEM": "key", "ValidAfter": "2030-01-01T03:04:05Z", "ValidBefore": "2030-01-02T03:04:05Z"}`})
 	c.set("/v1/config/proxy-defaults", reply{body: `[{"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http", "usher": {"proxy_protocol": {"mode": "permissive"}}}}]`})
 	c.set("/v1/config/mesh", reply{body: `[{"Kind": "mesh", "ValidateClusters": true, "TLS": {"Outgoing": {"TLSMinVersion": "TLSv1_3"}}}]`})
 	c.set("/v1/config/ingress-gateway", reply{body: `[
@@ -115,17 +116,17 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 		}}}),
 		Mesh:          &gateway.Mesh{ValidateClusters: true, TLS: &gateway.MeshTLS{Outgoing: &gateway.TLSParameters{TLSMinVersion: "TLSv1_3"}}},
 		Roots:         &gateway.Roots{TrustDomain: "td.consul", PEMs: []string{"one", "two"}},
-		Leaf:          &gateway.Leaf{CertPEM: "cert", KeyPEM: "key", ValidBefore: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
-		ProxyDefaults: settingsWithMode(settings.Permissive),
+		Leaf:          &gateway.Leaf{CertPEM: "cert", KeyPEM: "key", ValidAfter: time.Date(2030, 1, 1, 3, 4, 5, 0, time.UTC), ValidBefore: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
+		ProxyDefaults: settingsWithMode(`proxy-defaults "global"`, settings.Permissive),
 		Instances: []*gateway.Instance{
 			{
 				Node: "n1", ServiceID: "gateway", NodeAddress: "10.0.0.1", Address: "10.1.0.1", Port: 8443,
 				TaggedAddresses: map[string]gateway.Address{"wan": {Address: "192.0.2.1", Port: 443}},
 				Config:          gateway.ProxyConfig{NoDefaultBind: true},
 				AccessLogs:      gateway.AccessLogs{Enabled: true, Type: "file", Path: "/log"},
-				Registration:    settingsWithMode(""),
+				Registration:    settingsWithMode(`service "gateway" on node "n1"`, ""),
 			},
-			{Node: "n2", ServiceID: "gateway", NodeAddress: "10.0.0.2", Port: 8443, Registration: settingsWithMode(settings.Strict)},
+			{Node: "n2", ServiceID: "gateway", NodeAddress: "10.0.0.2", Port: 8443, Registration: settingsWithMode(`service "gateway" on node "n2"`, settings.Strict)},
 		},
 	}
 	got := start(t, c.watcher(t), "gateway").next(t, anyOne)
@@ -134,13 +135,13 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 	}
 }
 
-// settingsWithMode returns a valid layer of settings.
-func settingsWithMode(mode settings.Mode) settings.Layer {
+// settingsWithMode returns a valid layer of settings that is at a place.
+func settingsWithMode(where string, mode settings.Mode) settings.Layer {
 	var raw any
 	if mode != "" {
 		raw = map[string]any{"proxy_protocol": map[string]any{"mode": string(mode)}}
 	}
-	l, _ := settings.Layer{}.Update("", raw)
+	l, _ := settings.Layer{}.Update(where, raw)
 	return l
 }
 
@@ -367,18 +368,18 @@ func TestBadProxyDefaultsCountWithTheirLastGoodContent(t *testing.T) {
 	run(t, w.Run)
 	first := start(t, w, "gateway")
 	first.next(t, func(s *gateway.Snapshot) bool {
-		return reflect.DeepEqual(s.ProxyDefaults, settingsWithMode(settings.Strict))
+		return reflect.DeepEqual(s.ProxyDefaults, settingsWithMode(`proxy-defaults "global"`, settings.Strict))
 	})
 
 	c.set("/v1/config/proxy-defaults", mode("stict"))
 	s := first.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
-	if !reflect.DeepEqual(s.ProxyDefaults, settingsWithMode(settings.Strict)) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
+	if !reflect.DeepEqual(s.ProxyDefaults, settingsWithMode(`proxy-defaults "global"`, settings.Strict)) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
 		t.Errorf("settings %+v, problems %v", s.ProxyDefaults, s.Problems)
 	}
 
 	// The last Envoy goes away and comes back.
 	first.stop()
-	if s := start(t, w, "gateway").next(t, anyOne); !reflect.DeepEqual(s.ProxyDefaults, settingsWithMode(settings.Strict)) {
+	if s := start(t, w, "gateway").next(t, anyOne); !reflect.DeepEqual(s.ProxyDefaults, settingsWithMode(`proxy-defaults "global"`, settings.Strict)) {
 		t.Errorf("settings %+v, want the last good ones", s.ProxyDefaults)
 	}
 }
@@ -422,4 +423,23 @@ func TestAGatewayNeedsAName(t *testing.T) {
 	if err := newFakeConsul(t).watcher(t).Watch(t.Context(), gateway.ID{}, nil); err == nil {
 		t.Error("no error")
 	}
+}
+
+func TestNamesAreThoseOfTheEntries(t *testing.T) {
+	c := newFakeGatewayWithInstances(t, "web")
+	names := make(chan []string, 10)
+	run(t, func(ctx context.Context) error { return c.watcher(t).WatchNames(ctx, func(n []string) { names <- n }) })
+	want := func(when string, want ...string) {
+		t.Helper()
+		if got := <-names; !cmp.Equal(got, want) {
+			t.Errorf("%s: got %#v, want %#v", when, got, want)
+		}
+	}
+	want("at first", "gateway")
+	c.set("/v1/config/ingress-gateway", reply{body: `[{"Name": "z"}, {"Name": "a"}]`})
+	want("two", "a", "z")
+	c.set("/v1/config/ingress-gateway", reply{body: "[]"})
+	want("none", []string{}...)
+	c.set("/v1/config/ingress-gateway", reply{body: `[{"Name": "a"}]`, hidden: true})
+	want("some are hidden")
 }

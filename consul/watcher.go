@@ -15,8 +15,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,8 +47,14 @@ type Watcher struct {
 	permissions *permissionChecker
 	// readyWatches are the watches that Run has started for Ready; nil while Run does not run.
 	readyWatches atomic.Pointer[[]*watch]
+	// published is how many of the watched gateways have a snapshot.
+	published atomic.Int32
 	// instances has state.instances of gateways that were watched before, by gateway.ID.
 	instances sync.Map
+
+	mu sync.Mutex // guards running
+	// running has for each gateway the channel that is closed when its latest Watch has ended.
+	running map[gateway.ID]chan struct{}
 }
 
 // NewWatcher returns a Watcher. It sends no query yet.
@@ -61,10 +67,9 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	o.HealthTimeout = cmp.Or(o.HealthTimeout, 2*time.Second)
 	o.AnswerTimeout = cmp.Or(o.AnswerTimeout, 10*time.Second)
 	m := newWatchManager(c, o.Wait)
-	return &Watcher{
-		client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m),
-		permissions: &permissionChecker{client: c},
-	}
+	w := &Watcher{client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m), running: map[gateway.ID]chan struct{}{}}
+	w.permissions = &permissionChecker{client: c, serves: func() bool { return w.published.Load() > 0 }}
+	return w
 }
 
 // Run runs what all gateways share until ctx ends: the watchdog, the refresh of queries that would miss a change, and
@@ -89,7 +94,8 @@ func (w *Watcher) Run(ctx context.Context) error {
 
 // Ready returns nil if Consul answers, and otherwise the reason why not, within ten seconds. It does not say whether
 // Usher has something to serve: Usher keeps the last good responses while Consul is away. The query for the mesh's roots
-// needs no permission. The query for proxy-defaults shows whether Consul knows Usher's token.
+// needs no permission. The query for proxy-defaults shows whether Consul knows Usher's token. A token with which Usher can
+// serve no gateway counts as no answer.
 func (w *Watcher) Ready() error {
 	watches := w.readyWatches.Load()
 	if watches == nil {
@@ -106,34 +112,73 @@ func (w *Watcher) Ready() error {
 		}
 		err = cmp.Or(err, r.err)
 	}
+	if err == nil {
+		err = w.permissions.failure()
+	}
 	if err != nil {
 		return fmt.Errorf("consul at %s: %w", w.client.Address(), err)
 	}
 	return nil
 }
 
-// Warning returns, in lines, what could be improved although Consul answers; "" if there is nothing.
+// Warning returns what could be improved although Consul answers; "" if there is nothing.
 func (w *Watcher) Warning() string {
-	warnings := []string{w.manager.limiter.warning(), w.permissions.warning()}
-	return strings.Join(slices.DeleteFunc(warnings, func(s string) bool { return s == "" }), "\n")
+	return w.manager.limiter.warning()
+}
+
+// WatchNames calls put with the sorted names of the ingress-gateway entries, after each change, until ctx ends. If Consul's
+// ACLs hide some, put gets nil.
+func (w *Watcher) WatchNames(ctx context.Context, put func([]string)) error {
+	s := w.manager.subscribe()
+	defer s.close()
+	q := partitionQuery(entriesType, w.client.partition)
+	s.set(map[query]bool{q: true}, []query{q}) //nolint:contextcheck // a shared watch outlives its first subscriber
+	for {
+		s.takeUpdates()
+		if list, ok := s.results[q].value.(*entries); ok {
+			var names []string
+			if !list.filtered {
+				names = slices.AppendSeq([]string{}, maps.Keys(list.byName))
+				slices.Sort(names)
+			}
+			put(names)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake:
+		}
+	}
 }
 
 // Watch calls publish with a snapshot of the gateway as soon as all of it is known, and with a new one whenever
 // something changes. publish must not block. Watch returns nil when ctx has ended, and only then. Watch a gateway only
-// once at a time.
+// once at a time: Watch begins when an earlier one of the same gateway, whose ctx has ended, has returned.
 func (w *Watcher) Watch(ctx context.Context, id gateway.ID, publish func(*gateway.Snapshot)) error {
 	if id.Name == "" {
 		return errors.New("the gateway has no name")
 	}
+	defer w.begin(id)()
+	published := false
 	g := &gatewayWatch{
 		id: id, client: w.client, signer: w.signer, options: w.options,
-		subscription: w.manager.subscribe(), publishSnapshot: publish,
+		subscription: w.manager.subscribe(), publishSnapshot: func(s *gateway.Snapshot) {
+			if !published {
+				published = true
+				w.published.Add(1)
+			}
+			publish(s)
+		},
 	}
 	last, _ := w.instances.Load(id)
 	g.state.instances, _ = last.(map[instanceID]*gateway.Instance)
 	defer func() { //nolint:contextcheck // the certificate is only stopped
 		g.setCertificate(nil)
+		w.client.metrics.removeCertificate(id)
 		g.subscription.close()
+		if published {
+			w.published.Add(-1)
+		}
 		if len(g.state.instances) == 0 {
 			w.instances.Delete(id)
 		} else {
@@ -142,6 +187,27 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.ID, publish func(*gatewa
 	}()
 	g.run(ctx)
 	return nil
+}
+
+// begin waits for the end of an earlier Watch of a gateway, which would otherwise clean up what the new one has. The
+// caller calls end at last.
+func (w *Watcher) begin(id gateway.ID) (end func()) {
+	done := make(chan struct{})
+	w.mu.Lock()
+	earlier := w.running[id]
+	w.running[id] = done
+	w.mu.Unlock()
+	if earlier != nil {
+		<-earlier
+	}
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.running[id] == done {
+			delete(w.running, id)
+		}
+		close(done)
+	}
 }
 
 // A blocking query to a dead Consul looks like one that waits for a change. So the watchdog sends a small non-blocking
@@ -153,7 +219,13 @@ const (
 )
 
 // heartbeat is the watchdog's query. The response has 2 KiB, needs no permission, and may come from any server.
-var heartbeat = query{queryType: rootsType}
+var heartbeat = query{queryType: heartbeatType()}
+
+// heartbeatType returns a type that differs from rootsType: the watchdog and the watch of the roots can fail both.
+func heartbeatType() *queryType {
+	t := *rootsType
+	return &t
+}
 
 // watchdog checks whether Consul answers at all.
 type watchdog struct {
@@ -161,7 +233,8 @@ type watchdog struct {
 	manager   *watchManager
 	recovered chan struct{} // receives when Consul answers again; its capacity is 1
 	// err points to the reason why Consul does not answer, or to nil. Only the goroutine of run writes it.
-	err atomic.Pointer[error]
+	err      atomic.Pointer[error]
+	answered bool // Consul has answered once; only the goroutine of run uses it
 }
 
 var errNoAnswerYet = errors.New("no answer yet")
@@ -201,10 +274,12 @@ func (d *watchdog) query(ctx context.Context) error {
 
 func (d *watchdog) record(err error) {
 	was := d.failure()
+	d.answered = d.answered || err == nil
 	d.err.Store(&err)
 	d.client.metrics.up.Set(0)
 	if err == nil {
 		d.client.metrics.up.Set(1)
+		d.client.metrics.lastAnswer.Set(float64(time.Now().Unix()))
 	}
 	if was == errNoAnswerYet { //nolint:errorlint // it is never wrapped
 		was = nil
@@ -213,7 +288,7 @@ func (d *watchdog) record(err error) {
 	}
 	d.manager.mu.Lock()
 	defer d.manager.mu.Unlock()
-	d.manager.logFailure(heartbeat, was, err)
+	d.manager.logFailure(heartbeat, was, err, failureContext{hasAnswer: d.answered})
 }
 
 // notify sends on a channel of capacity 1. It never blocks.

@@ -1,12 +1,15 @@
 package consul
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"sync"
 	"time"
 
 	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // watchManager runs one watch for each query, however many subscriptions need it. It ends the watch when the last of
@@ -17,7 +20,7 @@ type watchManager struct {
 
 	mu       sync.Mutex
 	watches  map[query]*watch
-	failures map[failureType]int // the number of failing watches, by how they fail
+	failures map[failureType]*failure // by how watches fail
 
 	stateReplaced chan struct{} // receives when Consul's state looks as if it was replaced; its capacity is 1
 	filtered      *filteredQueries
@@ -38,7 +41,7 @@ type watch struct {
 func newWatchManager(c *Client, wait time.Duration) *watchManager {
 	return &watchManager{
 		client: c, limiter: newConnectionLimiter(c, wait),
-		watches: map[query]*watch{}, failures: map[failureType]int{},
+		watches: map[query]*watch{}, failures: map[failureType]*failure{},
 		stateReplaced: make(chan struct{}, 1), filtered: &filteredQueries{more: make(chan struct{}, 1)},
 	}
 }
@@ -109,7 +112,7 @@ func (m *watchManager) remove(w *watch, s *subscription) (cancelled bool) {
 		return false
 	}
 	delete(m.watches, w.query)
-	m.recordError(w, nil)
+	m.recordError(w, nil, true)
 	m.client.metrics.watches.WithLabelValues(w.query.queryType.name).Dec()
 	m.client.logger.Debug("watch stopped", "query", w.query.String())
 	w.cancel()
@@ -130,7 +133,7 @@ func (m *watchManager) setResult(w *watch, r queryResult, news bool) {
 	if len(w.subscribers) == 0 {
 		return
 	}
-	m.recordError(w, r.err)
+	m.recordError(w, r.err, false)
 	w.result = r
 	if !news {
 		return
@@ -141,10 +144,11 @@ func (m *watchManager) setResult(w *watch, r queryResult, news bool) {
 	}
 }
 
-// recordError counts and logs the change of the watch's error to err. The caller holds mu.
-func (m *watchManager) recordError(w *watch, err error) {
+// recordError counts and logs the change of the watch's error to err. stopped is true if the watch ends. The caller holds
+// mu.
+func (m *watchManager) recordError(w *watch, err error, stopped bool) {
 	m.client.metrics.failing.WithLabelValues(w.query.queryType.name).Add(float64(difference(w.result.err != nil, err != nil)))
-	m.logFailure(w.query, w.result.err, err)
+	m.logFailure(w.query, w.result.err, err, failureContext{hasAnswer: w.result.value != nil, stopped: stopped})
 }
 
 // failureType is a way in which watches fail. The log has one line when the first watch begins to fail in this way, and
@@ -163,30 +167,139 @@ func failureTypeOf(q query, err error) failureType {
 	return failureType{queryType: q.queryType.name, outcome: o}
 }
 
-// logFailure logs which type of failure begins and which ends when the error of a query changes from was to is. The
-// caller holds mu.
-func (m *watchManager) logFailure(q query, was, is error) {
-	before, after := failureTypeOf(q, was), failureTypeOf(q, is)
-	if before == after {
+// failure is what fails in one way.
+type failure struct {
+	watches map[query]failingWatch
+	shown   query // the watch whose problem is reported: the first in the order of before
+	problem problem.Problem
+}
+
+// failingWatch is a watch that fails.
+type failingWatch struct {
+	err       error
+	hasAnswer bool // it has the last good answer
+}
+
+// before reports whether the problem of q is reported rather than that of other. That Consul has never answered comes
+// first, and then a watch without an answer.
+func (f *failure) before(q, other query) bool {
+	rank := func(q query) int {
+		switch {
+		case f.watches[q].hasAnswer:
+			return 2
+		case q != heartbeat:
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(rank(q), rank(other)), cmp.Compare(q.String(), other.String())) < 0
+}
+
+// put adds a watch, or replaces its error.
+func (f *failure) put(q query, w failingWatch) {
+	f.watches[q] = w
+	if len(f.watches) == 1 || f.before(q, f.shown) {
+		f.shown = q
+	}
+}
+
+// remove removes a watch.
+func (f *failure) remove(q query) {
+	delete(f.watches, q)
+	if q != f.shown {
 		return
 	}
-	if after.outcome != outcomeOK {
-		m.failures[after]++
-		log := m.client.logger.Debug
-		if m.failures[after] == 1 {
-			log = m.client.logger.Warn
+	first := true
+	for other := range f.watches {
+		if first || f.before(other, f.shown) {
+			f.shown, first = other, false
 		}
-		log("cannot read from consul; using the last good answer",
-			"consul", m.client.Address(), "query", q.String(), "outcome", string(after.outcome), "error", is)
 	}
-	if before.outcome != outcomeOK {
-		m.failures[before]--
-		if m.failures[before] == 0 {
-			delete(m.failures, before)
+}
+
+// failureContext is what the log says about a failure besides its type.
+type failureContext struct {
+	hasAnswer bool // the query has had a good answer
+	stopped   bool // the query ends, so that it neither fails nor succeeds any longer
+}
+
+// logFailure logs and reports which type of failure begins when the error of a query changes from was to is. It logs that
+// one is over only when an answer shows it: not when the query fails in another way, or stops. The caller holds mu.
+func (m *watchManager) logFailure(q query, was, is error, c failureContext) {
+	before, after := failureTypeOf(q, was), failureTypeOf(q, is)
+	changed := false
+	if after.outcome != outcomeOK {
+		f := m.failures[after]
+		if f == nil {
+			f = &failure{watches: map[query]failingWatch{}}
+			m.failures[after] = f
+		}
+		f.put(q, failingWatch{is, c.hasAnswer})
+		if before != after {
+			m.logBegin(q, after, is, c.hasAnswer, len(f.watches) == 1)
+		}
+		changed = m.updateProblem(after)
+	}
+	if before != after && before.outcome != outcomeOK {
+		f := m.failures[before]
+		f.remove(q)
+		if len(f.watches) == 0 && after.outcome == outcomeOK && !c.stopped {
 			m.client.logger.Info("consul answers such queries again",
 				"consul", m.client.Address(), "query", q.String(), "outcome", string(before.outcome))
 		}
+		changed = m.updateProblem(before) || changed
 	}
+	if changed {
+		var problems []problem.Problem
+		for _, f := range m.failures {
+			problems = append(problems, f.problem)
+		}
+		m.client.report("queries to consul", problems)
+	}
+}
+
+// logBegin logs that a watch begins to fail. first says that no other fails in this way.
+func (m *watchManager) logBegin(q query, as failureType, err error, hasAnswer, first bool) {
+	log, message := m.client.logger.Debug, "cannot read from consul; using the last good answer"
+	if first {
+		log = m.client.logger.Warn
+	}
+	if !hasAnswer {
+		message = "cannot read from consul, and there is no last good answer"
+	}
+	log(message, "consul", m.client.Address(), "query", q.String(), "outcome", string(as.outcome), "error", err)
+}
+
+// updateProblem updates the problem of a way in which watches fail, and removes it with the last watch. It reports
+// whether it has changed. The caller holds mu.
+func (m *watchManager) updateProblem(as failureType) (changed bool) {
+	f := m.failures[as]
+	if len(f.watches) == 0 {
+		delete(m.failures, as)
+		return true
+	}
+	was := f.problem
+	f.problem = m.failureProblem(f.shown, as, f.watches[f.shown])
+	return f.problem != was
+}
+
+// failureProblem returns the problem of a watch that fails in a way. If Consul has never answered at all, nothing can be
+// served.
+func (m *watchManager) failureProblem(q query, as failureType, w failingWatch) problem.Problem {
+	at, severity, consequence := "consul at "+m.client.Address(), problem.Degraded, "there is no last good answer"
+	switch {
+	case w.hasAnswer:
+		consequence = "Usher uses the last good answer"
+	case q == heartbeat:
+		severity, consequence = problem.Outage, "it has never answered, so Usher serves nothing"
+	}
+	if as.outcome == outcomeUnreachable {
+		return problem.Problem{
+			Where: at, Severity: severity,
+			What: fmt.Sprintf("it does not answer: %v; %s; check that Consul runs and has a leader, and its address", w.err, consequence),
+		}
+	}
+	return problem.Problem{Where: at + ": query " + q.String(), Severity: severity, What: fmt.Sprintf("it fails: %v; %s", w.err, consequence)}
 }
 
 // subscription is a set of watches that one goroutine needs, with their results.

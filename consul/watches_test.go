@@ -2,6 +2,7 @@ package consul
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // logRecorder is a log handler that records the lines: "watch started health:web",
@@ -160,7 +162,8 @@ func TestGatewaysShareTheQueriesTheyHaveInCommon(t *testing.T) {
 	}
 }
 
-func TestAnOutageIsLoggedOnceAndSoIsItsEnd(t *testing.T) {
+// What stops does not answer: that is no end of an outage.
+func TestAnOutageIsLoggedOnceAndNotAsOverWhenItsWatchesStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &logRecorder{}
 		client := newTestClient(t, Config{Logger: slog.New(log)})
@@ -180,14 +183,77 @@ func TestAnOutageIsLoggedOnceAndSoIsItsEnd(t *testing.T) {
 			t.Errorf("%d warnings while nothing answers, want 1", warnings)
 		}
 		l.close()
-		infos := 0
 		for _, line := range log.take() {
 			if strings.HasPrefix(line, "INFO") {
-				infos++
+				t.Errorf("when the watches stop, the log has %q", line)
 			}
 		}
-		if infos != 1 {
-			t.Errorf("%d lines at the end, want 1", infos)
-		}
 	})
+}
+
+// TestTheProblemIsOfTheWatchesThatFailNow checks that the problem of watches that fail in one way does not stay that of the
+// one that failed first.
+func TestTheProblemIsOfTheWatchesThatFailNow(t *testing.T) {
+	away := func(text string) error { return &callError{outcome: outcomeUnreachable, err: errors.New(text)} }
+	health := func(name string) query { return serviceQuery(inspectedInstancesType, gateway.ServiceName{Name: name}) }
+	roots := query{queryType: rootsType}
+	type step struct {
+		q       query
+		was, is error
+		c       failureContext
+		want    string // the problems
+	}
+	answered := failureContext{hasAnswer: true}
+	const (
+		never    = "; it has never answered, so Usher serves nothing"
+		none     = "; there is no last good answer"
+		last     = "; Usher uses the last good answer"
+		unlisted = "not reported again"
+	)
+	for name, steps := range map[string][]step{
+		"the heartbeat fails second": {
+			{roots, nil, away("a"), failureContext{}, "degraded it does not answer: a" + none},
+			{heartbeat, nil, away("b"), failureContext{}, "outage it does not answer: b" + never},
+			{roots, away("a"), nil, answered, unlisted},
+			{heartbeat, away("b"), nil, answered, ""},
+		},
+		"the heartbeat answers first": {
+			{heartbeat, nil, away("b"), failureContext{}, "outage it does not answer: b" + never},
+			{roots, nil, away("a"), failureContext{}, unlisted},
+			{heartbeat, away("b"), nil, answered, "degraded it does not answer: a" + none},
+			{heartbeat, nil, away("c"), answered, unlisted},
+			{roots, away("a"), nil, answered, "degraded it does not answer: c" + last},
+		},
+		"the first of two recovers": {
+			{health("a"), nil, errors.New("500"), answered, "degraded query registered-instances:a it fails: 500" + last},
+			{health("b"), nil, errors.New("500"), answered, unlisted},
+			{health("a"), errors.New("500"), nil, answered, "degraded query registered-instances:b it fails: 500" + last},
+			{health("b"), errors.New("500"), errors.New("501"), answered, "degraded query registered-instances:b it fails: 501" + last},
+			{health("b"), errors.New("501"), nil, failureContext{stopped: true}, ""},
+		},
+		"one without an answer comes first": {
+			{health("a"), nil, errors.New("500"), answered, "degraded query registered-instances:a it fails: 500" + last},
+			{health("b"), nil, errors.New("500"), failureContext{}, "degraded query registered-instances:b it fails: 500" + none},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := &watchManager{failures: map[failureType]*failure{}}
+			reported := unlisted
+			m.client = &Client{logger: slog.New(slog.DiscardHandler), report: func(_ string, problems []problem.Problem) {
+				reported = ""
+				for _, p := range problems {
+					_, query, _ := strings.Cut(p.Where, ": ")
+					what, _, _ := strings.Cut(p.What, "; check that Consul")
+					reported += strings.Join(strings.Fields(p.Severity.String()+" "+query+" "+what), " ")
+				}
+			}}
+			for i, s := range steps {
+				reported = unlisted
+				m.logFailure(s.q, s.was, s.is, s.c)
+				if reported != s.want {
+					t.Errorf("step %d: got %q, want %q", i, reported, s.want)
+				}
+			}
+		})
+	}
 }

@@ -66,7 +66,7 @@ func TestSocketForEnvoys(t *testing.T) {
 	usher.Kill()
 	lab.StartUsher(t, o)
 	testprocess.Eventually(t, "the Envoy has come back", testprocess.StartDeadline, func() error {
-		if now := gateway.XDSStreams(t); now.Begun == before.Begun || now.Open == 0 {
+		if now := gateway.XDSStreams(t); now.Ended == before.Ended || now.Open == 0 {
 			return errors.New("it has not")
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/usherproxy/usher/e2e/lab"
@@ -37,27 +38,35 @@ func badConfigFiles() []badFile {
 	return files
 }
 
+// strictConfigFile is a file for --config with which the gateway is strict.
+const strictConfigFile = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
+
+// startStrictFileLab starts the lab with this file. write replaces its content.
+func startStrictFileLab(t *testing.T) (l *fileLab, file string, write func(text string)) {
+	t.Helper()
+	l = startFileLab(t, strictConfigFile)
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	lab.WaitStatus(t, l.call("/"), http.StatusOK)
+	file = l.Usher.ConfigFile
+	return l, file, func(text string) { lab.WriteFile(t, filepath.Dir(file), filepath.Base(file), text) }
+}
+
 // TestBadConfigFile breaks the file for --config while the gateway is strict:
 // the gateway stays strict. With the same file, Usher does not start.
 func TestBadConfigFile(t *testing.T) {
 	t.Parallel()
-	const good = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
-	l := startFileLab(t, good)
-	l.HAProxy.SetHeader(t, lab.SendV2)
-	lab.WaitStatus(t, l.call("/"), http.StatusOK)
-	file := l.Usher.ConfigFile
-	write := func(text string) { lab.WriteFile(t, filepath.Dir(file), filepath.Base(file), text) }
+	l, file, write := startStrictFileLab(t)
 
 	for _, bad := range badConfigFiles() {
 		line := `msg=problem ` + lab.LoggedProblem(file+bad.where, bad.what)
 		trouble := l.Usher.WantProblem(t, line, func() { write(bad.text) })
 		l.wantStrict(t)
-		trouble.WantFixed(t, func() { write(good) })
+		trouble.WantFixed(t, func() { write(strictConfigFile) })
 	}
 	line := `msg=problem ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back; the last good content stays in use")
 	trouble := l.Usher.WantProblem(t, line, func() { os.Remove(file) })
 	l.wantStrict(t)
-	trouble.WantFixed(t, func() { write(good) })
+	trouble.WantFixed(t, func() { write(strictConfigFile) })
 
 	l.Usher.Stop(t)
 	for _, bad := range badConfigFiles() {
@@ -67,6 +76,20 @@ func TestBadConfigFile(t *testing.T) {
 			t.Errorf("%s: exit %d %q, want 1 %q", bad.name, got.Code, got.Stderr, want)
 		}
 	}
+	l.wantStrict(t)
+}
+
+// TestMisspeltGatewayKeepsItsSettings misspells a gateway's name in the file for
+// --config while the gateway is strict: it stays strict, and a problem has the right name.
+func TestMisspeltGatewayKeepsItsSettings(t *testing.T) {
+	t.Parallel()
+	l, file, write := startStrictFileLab(t)
+
+	line := `msg=problem ` + lab.LoggedProblem(file+`:1: gateway "ingres-gateway"`, `no ingress gateway has this name (did you mean "ingress-gateway"?), `+
+		`so the block has no effect; the ingress gateways are "ingress-gateway"; until this is corrected, "ingress-gateway", whose block is gone, keeps the settings that it had`)
+	trouble := l.Usher.WantProblem(t, line, func() { write(strings.Replace(strictConfigFile, "ingress-gateway", "ingres-gateway", 1)) })
+	l.wantStrict(t)
+	trouble.WantFixed(t, func() { write(strictConfigFile) })
 	l.wantStrict(t)
 }
 

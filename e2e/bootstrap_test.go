@@ -113,7 +113,7 @@ func TestBootstrapWithATokenAndTLS(t *testing.T) {
 	}
 	own.Env = nil
 	unauthorized := lab.StartBootstrapped(t, own)
-	unauthorized.WaitOutput(t, "needs service:write on the gateway")
+	unauthorized.WaitOutput(t, "the stream came without x-consul-token; send a token with service:write on the gateway")
 	wantClosedPort(t, l, unauthorized)
 	if out := usher.Output(t) + unauthorized.Output(t); strings.Contains(out, token) {
 		t.Error("the token is in a log")

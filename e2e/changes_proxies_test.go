@@ -90,7 +90,7 @@ func (s *changesStory) ofAllProxies() []lab.Change {
 		}},
 		{Name: "proxy-defaults: no access log", Apply: s.Writing(&api.ProxyConfigEntry{
 			Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal,
-		}), Visible: lab.HasNotInDump(activeListener, "access_loggers")},
+		}), Visible: lab.HasNotInDump(activeListener, "StdoutAccessLog")},
 		{Name: "proxy-defaults: an access log of text", Apply: s.Writing(&api.ProxyConfigEntry{
 			Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal,
 			AccessLogs: &api.AccessLogsConfig{Enabled: true, TextFormat: "text %RESPONSE_CODE%"},

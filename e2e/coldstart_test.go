@@ -41,11 +41,15 @@ func TestBadSettingAtColdStart(t *testing.T) {
 			waitProblemAtStart(t, usher)
 			wantInstanceFollowed(t, l)
 			wantStrictMode(t, l)
+			const heldBack = `usher_held_back_listeners{gateway="ingress-gateway",port="8080"}`
+			waitMetric(t, usher, heldBack, "") // it keeps its listener
 			running.Kill()
 
 			fresh := lab.StartBootstrapped(t, own)
 			waitCluster(t, fresh, "static-server.")
 			wantClosedPort(t, l, fresh)
+			waitMetric(t, usher, heldBack, "1")
+			wantOutageInReadyz(t, usher)
 
 			l.SetMode(t, "permissive")
 			l.WaitMode(t, l.Gateway, "permissive")
@@ -82,6 +86,21 @@ func wantInstanceFollowed(t *testing.T, l *lab.Lab) {
 	second := l.Request("/")
 	second.Host = "second.example.com"
 	lab.WaitStatus(t, second, http.StatusOK)
+}
+
+// wantOutageInReadyz wants /readyz to say which Envoy serves nothing on which port, and why.
+func wantOutageInReadyz(t *testing.T, u *lab.Usher) {
+	t.Helper()
+	ready, err := u.Admin("/readyz")
+	for _, want := range []string{
+		`outage (gateway ingress-gateway): gateway ingress-gateway: listener 8080: it is held back`,
+		`Envoy "ingress-gateway" (release 1.40.0, from `,
+		`degraded (gateway ingress-gateway): proxy-defaults "global": usher.proxy_protocol.mode: "stict" is not allowed`,
+	} {
+		if err != nil || !strings.Contains(ready, want) {
+			t.Errorf("/readyz does not have %q (%v):\n%s", want, err, ready)
+		}
+	}
 }
 
 // waitCluster waits until Envoy has a cluster whose name begins so.

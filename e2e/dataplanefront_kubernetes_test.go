@@ -36,6 +36,7 @@ func TestRealConsulDataplaneThroughUsher(t *testing.T) {
 		l.WantClientAddress(t, gateway)
 		l.WaitMode(t, s.Gateway, "strict")
 		s.wantOpenStreams(t)
+		wantReported(t, l, s.Usher, "header")
 
 		s.Usher.Stop(t)
 		l.Request(lab.NewPath()).MustDo(t).WantHello(t) // Envoys serve without a control plane
@@ -44,6 +45,7 @@ func TestRealConsulDataplaneThroughUsher(t *testing.T) {
 		l.SetMode(t, "permissive")
 		l.WaitMode(t, s.Gateway, "permissive")
 		l.WantClientAddress(t, gateway)
+		wantReported(t, l, s.Usher, "header")
 		for _, e := range []*lab.Envoy{gateway, sidecar} {
 			if log := e.Output(t); strings.Contains(log, lab.ControlIP+":") {
 				t.Errorf("%s has learned Consul's own address:\n%s", e.Name, log)
@@ -123,6 +125,21 @@ func (s *dataplaneLab) wantOpenStreams(t *testing.T) {
 			if !strings.Contains(text, series) {
 				return fmt.Errorf("there is no %q", strings.TrimSpace(series))
 			}
+		}
+		return nil
+	})
+}
+
+// wantReported makes connections until Usher has got a report of them.
+func wantReported(t *testing.T, l *lab.Lab, usher *lab.Usher, connection string) {
+	t.Helper()
+	before := lab.Reported(t, usher.Metrics(t), 8080, connection)
+	testprocess.Eventually(t, fmt.Sprintf("the Envoy reports %q", connection), testprocess.ChangeDeadline, func() error {
+		for range 10 { // an Envoy that is too old to limit the rate reports a fifth of them
+			l.Request("/").MustDo(t).WantHello(t)
+		}
+		if lab.Reported(t, usher.Metrics(t), 8080, connection) == before {
+			return errors.New("not yet")
 		}
 		return nil
 	})

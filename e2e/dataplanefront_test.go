@@ -12,16 +12,24 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	otlplogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/consul/proto-public/pbacl"
 	"github.com/hashicorp/consul/proto-public/pbdataplane"
 	"github.com/hashicorp/consul/proto-public/pbserverdiscovery"
+	logsv1 "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	otlpcommonv1 "go.opentelemetry.io/proto/otlp/common/v1"
+	otlplogsv1 "go.opentelemetry.io/proto/otlp/logs/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -42,6 +50,7 @@ func TestConsulDataplaneThroughUsher(t *testing.T) {
 	t.Run("refusals of Consul", s.wantConsulsRefusals)
 	t.Run("a sidecar's stream is Consul's", s.wantSidecarServedByConsul)
 	t.Run("a gateway's stream is Usher's", s.wantGatewayServedByUsher)
+	t.Run("a gateway's reports are Usher's", s.wantReportCounted)
 	t.Run("another gateway's token is refused", s.wantOtherTokensRefused)
 	t.Run("a gateway under another name is refused", s.wantNoGatewayFromConsul)
 	t.Run("metrics", s.wantDataplaneMetrics)
@@ -115,6 +124,56 @@ func TestDataplanesComeBackAfterARestart(t *testing.T) {
 	sidecar.Subscribe(resource.ClusterType)
 	if diff := cmp.Diff(before.Versions, sidecar.Next().Versions); diff != "" {
 		t.Errorf("the sidecar does not get what it had (-before +now):\n%s", diff)
+	}
+}
+
+// TestAProxyThatBecomesAGateway registers a gateway under the ID of a sidecar that has a stream of Consul's. Consul would go
+// on with the gateway's own configuration there, so Usher ends the stream, and answers the next one.
+func TestAProxyThatBecomesAGateway(t *testing.T) {
+	t.Parallel()
+	s := startDataplaneLab(t)
+	token := s.Consul.NewToken(t, "edge", gatewayRules+`service_prefix "" { policy = "write" }`)
+	register := func(service api.AgentService) {
+		service.ID, service.Service, service.Address, service.Port = "edge-1", "edge", lab.ServiceIP, 21001
+		_, err := s.Consul.Client.Catalog().Register(&api.CatalogRegistration{Node: "service", Address: lab.ServiceIP, Service: &service}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	register(api.AgentService{
+		Kind: api.ServiceKindConnectProxy, Proxy: &api.AgentServiceConnectProxyConfig{DestinationServiceName: "static-server"},
+	})
+	conn := s.dial(t)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-consul-token", token), 90*time.Second)
+	defer cancel()
+	open := func() (discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient, error) {
+		stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: dataplaneNode(t, "edge-1", "edge", "service"), TypeUrl: resource.ClusterType})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = stream.Recv()
+		return stream, err
+	}
+	stream, err := open()
+	if err != nil {
+		t.Fatalf("the sidecar's stream: %v", err)
+	}
+	register(api.AgentService{Kind: api.ServiceKindIngressGateway})
+	for err == nil { // Consul may send what the gateway has
+		_, err = stream.Recv()
+	}
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), `"edge-1" is an ingress gateway now`) {
+		t.Errorf("the stream ended with %v", err)
+	}
+	if _, err := open(); err != nil {
+		t.Errorf("the gateway's stream: %v", err)
+	}
+	if text := s.Usher.Metrics(t); !strings.Contains(text, `usher_dataplane_ads_streams{destination="usher"} 1`) {
+		t.Errorf("usher does not serve the gateway:\n%s", text)
 	}
 }
 
@@ -353,6 +412,74 @@ func (s *dataplaneLab) wantGatewayServedByUsher(t *testing.T) {
 		t.Errorf("the log does not have the address of the consul-dataplane:\n%s", log)
 	}
 	e.Disconnect()
+}
+
+// wantReportCounted sends a report about the gateway's listener as consul-dataplane passes it on: with the method of a
+// discovery stream, and the metadata that Usher has given to the listener.
+func (s *dataplaneLab) wantReportCounted(t *testing.T) {
+	conn := s.dial(t)
+	e := s.connectGateway(t, conn, s.gatewayToken)
+	e.Subscribe(resource.ListenerType)
+	var listener listenerv3.Listener
+	response := e.Next()
+	e.Ack(response)
+	e.Disconnect()
+	if err := proto.Unmarshal(response.Bodies[0], &listener); err != nil {
+		t.Fatal(err)
+	}
+	service, format := reportOf(t, &listener)
+	if cluster := service.GetEnvoyGrpc().GetClusterName(); cluster != "usher_reports" {
+		t.Errorf("the reports go to the cluster %q, which consul-dataplane does not pass on", cluster)
+	}
+	report := &logsv1.ExportLogsServiceRequest{ResourceLogs: []*otlplogsv1.ResourceLogs{{
+		ScopeLogs: []*otlplogsv1.ScopeLogs{{LogRecords: []*otlplogsv1.LogRecord{{
+			Body: &otlpcommonv1.AnyValue{Value: &otlpcommonv1.AnyValue_StringValue{
+				StringValue: strings.NewReplacer(
+					"%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%", "192.0.2.1:4000", "%DOWNSTREAM_REMOTE_ADDRESS%", "192.0.2.1:4000",
+					"%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%", "198.51.100.1:8080", "%DOWNSTREAM_LOCAL_ADDRESS%", "198.51.100.1:8080",
+					"%BYTES_RECEIVED%", "70", "%RESPONSE_FLAGS%", "-", "%FILTER_CHAIN_NAME%", "ingress",
+					"%DOWNSTREAM_TRANSPORT_FAILURE_REASON%", "-", "%DURATION%", "3",
+				).Replace(format),
+			}},
+		}}}},
+	}}}
+	send := func(signature string) error {
+		md := metadata.Pairs("x-envoy-original-path", logsv1.LogsService_Export_FullMethodName)
+		for _, h := range service.GetInitialMetadata() {
+			md.Set(h.GetKey(), h.GetValue())
+		}
+		if signature != "" {
+			md.Set("usher-signature", signature)
+		}
+		return conn.Invoke(metadata.NewOutgoingContext(t.Context(), md),
+			discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName, report, &logsv1.ExportLogsServiceResponse{})
+	}
+	if err := send(""); err != nil {
+		t.Error(err)
+	}
+	if err := send(strings.Repeat("0", 64)); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("a report with another signature: %v", err)
+	}
+	if n := lab.Reported(t, s.Usher.Metrics(t), 8080, "no_header"); n != 1 {
+		t.Errorf("Usher counts %d reported connections, want 1", n)
+	}
+}
+
+// reportOf is where a listener sends reports of its connections, and their format.
+func reportOf(t *testing.T, l *listenerv3.Listener) (service *corev3.GrpcService, format string) {
+	t.Helper()
+	for _, log := range l.GetAccessLog() {
+		var report otlplogv3.OpenTelemetryAccessLogConfig
+		if log.GetTypedConfig().MessageIs(&report) {
+			if err := log.GetTypedConfig().UnmarshalTo(&report); err != nil {
+				t.Fatal(err)
+			}
+			//nolint:staticcheck // Envoy before 1.37 knows no other way
+			return report.GetCommonConfig().GetGrpcService(), report.GetBody().GetStringValue()
+		}
+	}
+	t.Fatalf("the listener %s reports nothing", l.GetName())
+	return nil, ""
 }
 
 func (s *dataplaneLab) wantOtherTokensRefused(t *testing.T) {

@@ -67,7 +67,7 @@ func (l *fileLab) wantDenied(t *testing.T) {
 	l.writeResources(t, two...)
 	lab.WaitStatus(t, other, http.StatusOK)
 
-	denied := l.Usher.WantProblem(t, fmt.Sprintf(`msg=problem gateway=ingress-gateway where=%s:31 `+
+	denied := l.Usher.WantProblem(t, fmt.Sprintf(`msg=problem where=%s:31 `+
 		`what="service \"static-server\" is not routed, because its intentions deny the gateway \"ingress-gateway\" (%s:43); `+
 		`allow it there, or remove the service from the listener"`, l.resources(), l.resources()),
 		func() { l.writeResources(t, append(two, "action: allow", "action: deny")...) })

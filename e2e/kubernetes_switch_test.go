@@ -29,7 +29,7 @@ import (
 // USHER_APART sets the time between the two (2s); a cloud needs at least 20s.
 func TestBalancerAndServiceAreSwitchedApart(t *testing.T) {
 	t.Parallel()
-	s := startSwitchedApart(t)
+	s := startSwitchedApart(t, 300)
 	s.stay(t, "off")
 
 	s.annotate(t, true)
@@ -76,7 +76,8 @@ type switched struct {
 	from, to time.Time // while the change was in progress
 }
 
-func startSwitchedApart(t *testing.T) *switchedApart {
+// startSwitchedApart starts two pods, whose Ushers get further flags, and as many requests a second.
+func startSwitchedApart(t *testing.T, rate int, args ...string) *switchedApart {
 	t.Helper()
 	apart := 2 * time.Second
 	if text := os.Getenv("USHER_APART"); text != "" {
@@ -87,15 +88,15 @@ func startSwitchedApart(t *testing.T) *switchedApart {
 	}
 	s := &switchedApart{KubernetesLab: lab.StartKubernetesLab(t), apart: apart, grace: 5 * apart, sent: map[string]map[string]string{}}
 	s.ApplyChart(t, "../internal/loadbalancer/testdata/consul-values.yaml", false)
-	s.first = s.StartPod(t, s.Gateway, s.grace)
-	s.second = s.StartPod(t, s.AddHost(t, "gateway2", lab.Gateway2IP), s.grace)
+	s.first = s.StartPod(t, s.Gateway, s.grace, args...)
+	s.second = s.StartPod(t, s.AddHost(t, "gateway2", lab.Gateway2IP), s.grace, args...)
 	s.HAProxy.Kill() // it has one target only
 	s.HAProxy = lab.StartHAProxy(t, lab.HAProxyOptions{
 		Host: s.Balancer, Targets: []*lab.Host{s.first.Host, s.second.Host}, Ports: []int{8080}, Header: lab.SendNone,
 	})
 	lab.WaitStatus(t, s.Request("/"), 200)
 	s.headers = []switched{{header: lab.SendNone}}
-	s.load = lab.StartLoadAt(t, s.Request("/"), 300)
+	s.load = lab.StartLoadAt(t, s.Request("/"), rate)
 	return s
 }
 
@@ -143,9 +144,7 @@ func (s *switchedApart) annotate(t *testing.T, on bool) {
 // each other and as the last time in this mode, and the load runs for a while.
 func (s *switchedApart) stay(t *testing.T, mode string) {
 	t.Helper()
-	for _, p := range []*lab.Pod{s.first, s.second} {
-		p.WaitMode(t, mode, s.grace+testprocess.ChangeDeadline)
-	}
+	s.waitBoth(t, mode, 0)
 	if first, second := s.first.Usher.GracePeriodEnd(t), s.second.Usher.GracePeriodEnd(t); first != second {
 		t.Errorf("%s: the grace periods end at %s and %s", mode, first, second)
 	}

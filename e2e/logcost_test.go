@@ -6,15 +6,14 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
@@ -90,22 +89,11 @@ func asMany(target lab.Request, span time.Duration) int64 {
 // cpuOf is the time that the process has used, of user and system.
 func cpuOf(t *testing.T, e *lab.Envoy) time.Duration {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", e.Pid()))
-	if err != nil {
+	var used unix.Timespec
+	if err := unix.ClockGettime(int32(^e.Pid()<<3|2), &used); err != nil { // clock_getcpuclockid(3) makes the id so
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(text), ") ")
-	fields := strings.Fields(rest)
-	var ticks int
-	for _, field := range fields[11:13] {
-		n, err := strconv.Atoi(field)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ticks += n
-	}
-	const perSecond = 100 // of Linux's clock ticks
-	return time.Duration(ticks) * time.Second / perSecond
+	return time.Duration(used.Nano())
 }
 
 func median(of []float64) float64 {

@@ -6,39 +6,52 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestMovingToUsherAndBackLosesNothing follows the README's five-minute path,
-// and its way back, with the README's own commands: a gateway on Consul's own
-// xDS moves to Usher, its balancer begins to send PROXY protocol, and then all
-// of it is undone. Requests come through the balancer all the time, and eight
-// hundred a second directly to the gateway while one Envoy replaces the other.
+// TestMovingToUsherAndBackLosesNothing follows the README's way to move a gateway on a VM, and its way back, with the
+// README's own commands: a gateway on Consul's own xDS moves to Usher, its balancer begins to send PROXY protocol, and then
+// all of it is undone. Before each step, usher cutover refuses where requests would be lost, and says why. Requests come
+// through the balancer all the time, and eight hundred a second directly to the gateway while one Envoy replaces the other.
 // None fails.
 //
-// It does not run beside other stories: what it does to the kernel's queues
-// shows at a high rate only.
+// It does not run beside other stories: what it does to the kernel's queues shows at a high rate only.
 func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	s := &modesStory{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)}
 	s.gateway = lab.StartGateway(t, lab.GatewayOptions{Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew})
 	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
 	load := lab.StartLoad(t, s.Request("/"))
+	c := &cutover{modesStory: s, systemd: newSystemd(t)}
 
-	s.usher = lab.StartUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.Consul, Config: readme(t, permissiveConfig)})
+	c.wantRefused(t, "usher cutover --dry-run", "REFUSED: net.ipv4.tcp_migrate_req is 0", "REFUSED: --usher-admin-addr: no Usher answers at http://127.0.0.1:18001: ")
+	c.run(t, readme(t, "sysctl -w net.ipv4.tcp_migrate_req=1"))
+	s.usher = lab.StartUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.Consul, Config: readme(t, permissiveGateway)})
+	s.writeFile(t, "strict")
+	c.wantRefused(t, "usher cutover", "REFUSED: 198.18.0.20:8080: off -> strict: what the old Envoy serves now has no header")
+	s.writeFile(t, "permissive")
+	c.wantPlan(t, readme(t, "usher cutover --dry-run"), "ok: 198.18.0.20:8080: off -> permissive")
+	c.wantOtherUserRefused(t)
+	c.wantInterrupted(t)
 	readme(t, "-grpc-addr http://127.0.0.1:18000 -admin-bind 127.0.0.1:19001")
-	s.replaceEnvoy(t, s.usher.GRPCAddr, 19001)
+	c.replaceEnvoy(t, readme(t, "usher cutover --start 'systemctl enable --now gateway-usher' --stop 'systemctl disable --now gateway'"), s.usher.GRPCAddr, 19001)
+
+	c.run(t, strings.Replace(readme(t, "usher probe --expect permissive <the gateway>:8080"), "<the gateway>", lab.GatewayIP, 1))
+
 	s.switchBalancer(t, lab.SendV2)
 	s.switchMode(t, "strict", func() { s.writeFile(t, "strict") })
 	load.WaitMore(t)
-
+	c.wantRefused(t, "usher cutover --undo", "REFUSED: 198.18.0.20:8080: strict -> off: the load balancer sends headers")
 	s.switchMode(t, "permissive", func() { s.writeFile(t, "permissive") })
+	c.wantRefused(t, "usher cutover --undo", "connections with a PROXY header came just now")
 	s.switchBalancer(t, lab.SendNone)
-	s.replaceEnvoy(t, "", 19000)
+	c.replaceEnvoy(t, readme(t, "usher cutover --undo --start 'systemctl enable --now gateway' --stop 'systemctl disable --now gateway-usher'"), "", 19000)
 	s.usher.Stop(t)
 	load.WaitMore(t)
 	if err := s.checkMode(t, "off"); err != nil {
@@ -47,48 +60,137 @@ func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	load.WantNoFailures(t)
 }
 
-// permissiveConfig is the README's /etc/usher/usher.hcl.
-const permissiveConfig = `   gateway "ingress-gateway" {
-     usher {
-       proxy_protocol { mode = "permissive" }
-     }
-   }
-`
+// systemd is a systemctl that waits until its files say that a test has done what it was asked for.
+type systemd struct{ dir string }
 
-// replaceEnvoy replaces the gateway's Envoy by one with another xDS server, which is
-// empty for Consul's own, and another admin port.
-func (s *modesStory) replaceEnvoy(t *testing.T, grpcAddr string, adminPort int) {
+func newSystemd(t *testing.T) systemd {
 	t.Helper()
-	old := s.gateway
-	s.run(t, readme(t, "sysctl -w net.ipv4.tcp_migrate_req=1"))
-	var straight []*lab.Load
-	for range 4 {
-		straight = append(straight, lab.StartLoad(t, lab.Request{From: s.Balancer, To: s.Gateway.Addr(8080)}))
+	s := systemd{testprocess.NewDir(t)}
+	path := lab.WriteFile(t, s.dir, "systemctl", "#!/bin/sh\n: > \"$(dirname \"$0\")/$1\"\n")
+	if err := os.Chmod(path, 0o755); err != nil {
+		t.Fatal(err)
 	}
-	s.gateway = lab.StartGateway(t, lab.GatewayOptions{
-		Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew, GRPCAddr: grpcAddr, AdminPort: adminPort,
-	})
-	s.run(t, onPort(adminPort, readme(t, "until curl -sf http://127.0.0.1:19001/ready; do sleep 0.1; done")))
-	straight[0].WaitMore(t)
+	return s
+}
 
-	s.run(t, onPort(old.AdminPort, readme(t, "curl -sf -X POST http://127.0.0.1:19000/drain_listeners")))
-	s.run(t, onPort(old.AdminPort, readme(t, "curl -sf -X POST http://127.0.0.1:19000/healthcheck/fail")))
-	counts := onPort(old.AdminPort, readme(t, "curl -sf 'http://127.0.0.1:19000/stats?filter=worker_.*downstream_cx_active'"))
-	testprocess.Eventually(t, old.Name+" has no connection any more", testprocess.StartDeadline, func() error {
-		if text := s.run(t, counts); text == "" || openConnections.MatchString(text) {
-			return errors.New(text)
+// wait waits until systemctl is called with a verb.
+func (s systemd) wait(t *testing.T, verb string, alive func() error) {
+	t.Helper()
+	testprocess.Eventually(t, "systemctl "+verb, testprocess.StartDeadline, func() error {
+		return errors.Join(os.Remove(filepath.Join(s.dir, verb)), alive())
+	})
+}
+
+// cutover runs usher cutover.
+type cutover struct {
+	*modesStory
+	systemd systemd
+}
+
+// command is a command line on the gateway's host.
+func (c *cutover) command(t *testing.T, line string) testprocess.Command {
+	t.Helper()
+	return cutoverCommand(t, c.Lab, line, c.systemd.dir)
+}
+
+// cutoverCommand is a command line on the gateway's host that finds usher and the programs of a directory.
+func cutoverCommand(t *testing.T, l *lab.Lab, line, dir string) testprocess.Command {
+	t.Helper()
+	path := fmt.Sprintf("PATH=%s:%s:%s", dir, filepath.Dir(testprocess.Usher(t)), os.Getenv("PATH"))
+	return testprocess.Command{
+		Name: line, Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", "exec " + line}, Host: l.Gateway, Env: append(l.Consul.Env(""), path),
+	}
+}
+
+// wantRefused wants a cutover refused for these reasons.
+func (c *cutover) wantRefused(t *testing.T, line string, reasons ...string) {
+	t.Helper()
+	c.wantEnd(t, line, 1, append(reasons, "; nothing has changed"))
+}
+
+// wantPlan wants a cutover that would do this.
+func (c *cutover) wantPlan(t *testing.T, line string, texts ...string) {
+	t.Helper()
+	c.wantEnd(t, line, 0, texts)
+}
+
+// wantEnd waits until a command ends with a status and these texts: Usher reads its config file within a second.
+func (c *cutover) wantEnd(t *testing.T, line string, code int, texts []string) {
+	t.Helper()
+	testprocess.Eventually(t, line, testprocess.ChangeDeadline, func() error {
+		end := testprocess.Run(t, c.command(t, line), "")
+		output := end.Stdout + end.Stderr
+		for _, text := range texts {
+			if end.Code != code || !strings.Contains(output, text) {
+				return fmt.Errorf("exit status %d, want %d and %q: %s", end.Code, code, text, output)
+			}
 		}
 		return nil
 	})
+}
+
+// wantOtherUserRefused starts a new Envoy as another user, which cannot listen on the ports of the old one.
+func (c *cutover) wantOtherUserRefused(t *testing.T) {
+	t.Helper()
+	bootstrap := c.run(t, "usher bootstrap --gateway ingress-gateway --admin-addr 127.0.0.1:19001")
+	other := testprocess.Start(t, testprocess.Command{
+		Name: "Envoy of another user", Path: testprocess.Debian(t, "setpriv", "util-linux"), Host: c.Gateway,
+		Args: []string{"--reuid", "65534", "--clear-groups", lab.EnvoyBinary(t, lab.EnvoyNew), "--disable-hot-restart", "--config-yaml", bootstrap},
+	})
+	c.wantEnd(t, "usher cutover", 1, []string{
+		"the new Envoy refuses the listener http:198.18.0.20:8080: ", "run the new Envoy as the user of the old one; the old Envoy serves",
+	})
+	other.Stop(t)
+}
+
+// wantInterrupted ends a cutover with Ctrl-C.
+func (c *cutover) wantInterrupted(t *testing.T) {
+	t.Helper()
+	run := testprocess.Start(t, c.command(t, "usher cutover"))
+	run.WaitOutput(t, "start the new Envoy now")
+	run.Signal(t, syscall.SIGINT)
+	if code := run.Wait(t); code != 1 || !strings.Contains(run.Output(t), "usher: interrupted; the old Envoy serves") {
+		t.Errorf("exit status %d: %s", code, run.Output(t))
+	}
+}
+
+// replaceEnvoy replaces the gateway's Envoy by one with another xDS server, which is
+// empty for Consul's own, and another admin port.
+func (c *cutover) replaceEnvoy(t *testing.T, line, grpcAddr string, adminPort int) {
+	t.Helper()
+	var straight []*lab.Load
+	for range 4 {
+		straight = append(straight, lab.StartLoad(t, lab.Request{From: c.Balancer, To: c.Gateway.Addr(8080)}))
+	}
+	straight[0].WaitMore(t)
+	run := testprocess.Start(t, c.command(t, line))
+	c.systemd.wait(t, "enable", run.Alive)
+	old := c.gateway
+	c.gateway = lab.StartGateway(t, lab.GatewayOptions{
+		Host: c.Gateway, Consul: c.Consul, Envoy: lab.EnvoyNew, GRPCAddr: grpcAddr, AdminPort: adminPort,
+	})
+	c.systemd.wait(t, "disable", run.Alive)
+	if grpcAddr != "" {
+		c.wantNoWayBack(t, old)
+	}
 	old.Stop(t)
+	if code := run.Wait(t); code != 0 {
+		t.Errorf("%s: exit status %d: %s", line, code, run.Output(t))
+	}
 	straight[0].WaitMore(t)
 	for _, load := range straight {
 		load.WantNoFailures(t)
 	}
+	t.Log(run.Output(t))
 }
 
-// openConnections finds a count that is not 0.
-var openConnections = regexp.MustCompile(`: [1-9]`)
+// wantNoWayBack wants a cutover refused to an Envoy that has closed its listeners, although it calls itself live and lists
+// them.
+func (c *cutover) wantNoWayBack(t *testing.T, old *lab.Envoy) {
+	t.Helper()
+	postToAdmin(t, old, "/healthcheck/ok")
+	c.wantEnd(t, "usher cutover --undo", 1, []string{"drains, and cannot serve again; end it, and run this again; only the old Envoy accepts connections"})
+}
 
 // readme is text that the README has: what it says is what is tested.
 func readme(t *testing.T, text string) string {
@@ -99,17 +201,10 @@ func readme(t *testing.T, text string) string {
 	return text
 }
 
-// onPort is a command of the README's for the admin port of one Envoy.
-func onPort(port int, command string) string {
-	return regexp.MustCompile(`127\.0\.0\.1:1900\d`).ReplaceAllString(command, fmt.Sprintf("127.0.0.1:%d", port))
-}
-
 // run runs a command line on the gateway's host.
-func (s *modesStory) run(t *testing.T, line string) string {
+func (c *cutover) run(t *testing.T, line string) string {
 	t.Helper()
-	output, err := testprocess.RunOutput(t, testprocess.Command{
-		Name: line, Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", line}, Host: s.Gateway,
-	}, "")
+	output, err := testprocess.RunOutput(t, c.command(t, line), "")
 	if err != nil {
 		t.Fatalf("%s: %v: %s", line, err, output)
 	}

@@ -64,10 +64,15 @@ type modesStory struct {
 
 func startModesStory(t *testing.T) *modesStory {
 	t.Helper()
-	s := &modesStory{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)}
+	return startModesStoryOn(t, lab.EnvoyNew)
+}
+
+func startModesStoryOn(t *testing.T, envoy string) *modesStory {
+	t.Helper()
+	s := &modesStory{Lab: lab.Start(t, lab.ConsulNew, envoy, false)}
 	s.usher = lab.StartUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.Consul, Config: "# nothing yet\n"})
 	s.gateway = lab.StartGateway(t, lab.GatewayOptions{
-		Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew, GRPCAddr: s.usher.GRPCAddr,
+		Host: s.Gateway, Consul: s.Consul, Envoy: envoy, GRPCAddr: s.usher.GRPCAddr,
 	})
 	s.gateway.WaitListener(t, 8080)
 	lab.WaitStatus(t, s.Request("/"), http.StatusOK)

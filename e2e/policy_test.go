@@ -32,6 +32,7 @@ func TestSmallestPolicy(t *testing.T) {
 			}
 			s.wantEnough(t, strings.Join(s.rules, "\n"))
 			s.wantEnough(t, namedRules)
+			s.wantUnknown(t)
 		})
 	}
 }
@@ -67,16 +68,30 @@ func startPolicyStory(t *testing.T, consulVersion string) *policyStory {
 	return s
 }
 
+// wantUnknown has a token that Consul does not know: the start check does not say that Consul signs.
+func (s *policyStory) wantUnknown(t *testing.T) {
+	t.Helper()
+	u := lab.LaunchUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.consul, Token: "99999999-9999-9999-9999-999999999999"})
+	defer u.Stop(t)
+	u.WaitOutput(t, `msg="start check" check="consul's gRPC port: certificates for clients" result="consul does not know Usher's token`)
+}
+
+// start starts Usher with a token, and waits until it serves. It may not be ready.
 func (s *policyStory) start(t *testing.T, rules string) *lab.Usher {
 	t.Helper()
 	name := "usher" + strings.ReplaceAll(lab.NewPath(), "/", "-")
-	return lab.StartUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.consul, Token: s.consul.NewToken(t, name, rules)})
+	u := lab.LaunchUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.consul, Token: s.consul.NewToken(t, name, rules)})
+	u.WaitOutput(t, "msg=serving")
+	return u
 }
 
 func (s *policyStory) wantEnough(t *testing.T, rules string) {
 	t.Helper()
 	u := s.start(t, rules)
 	defer u.Stop(t)
+	u.WaitReady(t)
+	u.WaitOutput(t, `msg="start check" check="consul at `+s.consul.HTTPAddr+`: usher's token" result=`)
+	u.WaitOutput(t, `msg="start check" check="consul's gRPC port: certificates for clients" result="ok, at `)
 	e := lab.ConnectFakeEnvoy(t, lab.XDSPort{From: s.Gateway}.Dial(t), fakeenvoy.Delta, s.token)
 	lab.FetchPrivateKey(t, e)
 	e.Subscribe(resource.ClusterType)

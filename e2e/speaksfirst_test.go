@@ -27,7 +27,10 @@ func TestServerSpeaksFirst(t *testing.T) {
 	if err := os.WriteFile(l.Usher.ConfigFile, []byte(l.Config()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	l.Usher.WaitOutput(t, "usher.proxy_protocol.server_speaks_first")
+	l.Usher.WaitOutput(t, "proxy_protocol.server_speaks_first")
+	if strings.Contains(l.Usher.Output(t), "severity=outage") {
+		t.Errorf("usher says that it is an outage, and the last valid listener stays:\n%s", l.Usher.Output(t))
+	}
 	if errors := l.Usher.Errors(t); len(errors) == 0 || !strings.Contains(errors[0], fmt.Sprintf("listener %d", l.Listeners[0].Port)) {
 		t.Errorf("usher logs %q, want the listener's port", errors)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -104,6 +105,18 @@ func (s *tlsLab) wantTLSOnly(t *testing.T) {
 		if status.Code(err) != codes.Unavailable {
 			t.Errorf("%s: %v, want no connection", what, err)
 		}
+	}
+	for _, reason := range []string{"the caller speaks plain text, and this port has TLS", "the caller does not accept --tls-cert"} {
+		line := regexp.MustCompile(`msg="TLS handshake failed" port=xds address=` + regexp.QuoteMeta(s.Gateway.IP.String()) + `:\d+ count=\d+ error="` + reason)
+		testprocess.Eventually(t, "usher logs that "+reason, testprocess.ChangeDeadline, func() error {
+			if !line.MatchString(s.Usher.Output(t)) {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+	}
+	if n := s.Usher.MetricSum(t, "usher_tls_handshake_failures_total"); n < 2 {
+		t.Errorf("usher_tls_handshake_failures_total is %v, want 2 or more", n)
 	}
 }
 

@@ -186,23 +186,17 @@ Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }]
 	})
 }
 
-// replaceEnvoy starts one more Envoy for the gateway and ends the old one, as the
-// README has it, while connections are made.
+// replaceEnvoy lets another Envoy take the place of a gateway's, as for an upgrade, while connections are made.
 func replaceEnvoy(t *testing.T, l *lab.Lab, old *lab.Envoy, next lab.GatewayOptions) *lab.Envoy {
 	t.Helper()
 	l.Gateway.Shell(t, "sysctl -w net.ipv4.tcp_migrate_req=1")
 	load := lab.StartLoad(t, lab.Request{From: l.Client, To: l.Balancer.Addr(lab.TCPPort)})
+	run := testprocess.Start(t, cutoverCommand(t, l, "usher cutover", ""))
+	run.WaitOutput(t, "start the new Envoy now")
 	now := lab.StartGateway(t, next)
-	now.WaitListener(t, lab.TCPPort)
-	load.WaitMore(t)
-	l.Gateway.Shell(t, fmt.Sprintf("curl -sf -X POST http://127.0.0.1:%d/drain_listeners", old.AdminPort))
-	testprocess.Eventually(t, old.Name+" has no connection any more", testprocess.StartDeadline, func() error {
-		stats, err := old.Admin("/stats?filter=worker_.*downstream_cx_active")
-		if err == nil && (stats == "" || openConnections.MatchString(stats)) {
-			err = errors.New(stats)
-		}
-		return err
-	})
+	if code := run.Wait(t); code != 0 {
+		t.Errorf("usher cutover: exit status %d: %s", code, run.Output(t))
+	}
 	old.Stop(t)
 	load.WaitMore(t)
 	load.WantNoFailures(t)

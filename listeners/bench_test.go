@@ -45,12 +45,12 @@ func BenchmarkCompileChange(b *testing.B) {
 func benchmarkChange(b *testing.B, s *gateway.Snapshot, change func(next *gateway.Snapshot)) {
 	b.Helper()
 	var c Compiler
-	c.Compile(s, s.Instances[0], gateway.EnvoyVersion{})
+	c.Compile(s, s.Instances[0], gateway.Envoy{})
 	b.ReportAllocs()
 	for b.Loop() {
 		next := *s
 		change(&next)
-		c.Compile(&next, s.Instances[0], gateway.EnvoyVersion{})
+		c.Compile(&next, s.Instances[0], gateway.Envoy{})
 		s = &next
 	}
 }

@@ -26,7 +26,8 @@ const (
 // setClientAddress makes a connection manager take the client's address from the connection, where the PROXY filter has
 // put it, and from as many entries of X-Forwarded-For as there are trusted hops. It also sets the headers in which
 // services get the address and the TLVs. With mode off and no setting of client_address it does nothing, as Consul's
-// own gateway: headers of the client are trusted and passed on.
+// own gateway: headers of the client are trusted and passed on. It returns the changes that Envoy has to make before it
+// reads the headers.
 //
 // The other effects of use_remote_address are kept small:
 //   - preserve_external_request_id: a client's x-request-id stays.
@@ -34,7 +35,8 @@ const (
 //     private address, and Envoy would trust its x-envoy-* headers, which change timeouts and retries
 //     (CVE-2024-45806). To Envoy an empty list means the private networks. So the list has the one address that no
 //     client can have and that the PROXY filter rejects as a source.
-func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from trustClass, tls bool) error {
+func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from trustClass, tls bool,
+) []*mutationv3.HeaderMutation {
 	client := l.settings.ClientAddress
 	if !l.settings.ProxyProtocol.Enabled() && !client.IsCustom() {
 		return nil
@@ -55,11 +57,15 @@ func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from
 			headers = append(headers, setHeader(tlv.Header, envoy.TLVOperator(tlv.Name)))
 		}
 	}
+	return headers
+}
+
+// mutateHeadersEarly makes changes of request headers before Envoy reads them
+// (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers).
+func mutateHeadersEarly(hcm *hcmv3.HttpConnectionManager, headers []*mutationv3.HeaderMutation) error {
 	if len(headers) == 0 {
 		return nil
 	}
-	// Envoy makes these changes before it reads the headers
-	// (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers).
 	extension, err := envoy.Extension(&corev3.TypedExtensionConfig{}, "envoy.http.early_header_mutation.header_mutation",
 		&earlyv3.HeaderMutation{Mutations: headers})
 	hcm.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{extension}

@@ -1,6 +1,6 @@
 // Package listeners compiles what is known of an ingress gateway into the resources that one of its Envoys gets:
 //
-//	gateway.Snapshot + gateway.Instance + gateway.EnvoyVersion ──Compiler.Compile──> Resources
+//	gateway.Snapshot + gateway.Instance + gateway.Envoy ──Compiler.Compile──> Resources
 //
 // In Envoy's graph everything of a gateway hangs off its listeners, so one package makes all types. The output
 // follows Consul's own xDS for ingress gateways, name by name, so that dashboards, alerts and access logs keep their
@@ -26,6 +26,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
 	"github.com/usherproxy/usher/internal/envoy"
+	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/internal/problem"
@@ -56,6 +57,8 @@ type Resources struct {
 // keys, and makes everything else again. For that, what did not change in a snapshot must have kept its pointer. The
 // zero value is ready. A Compiler belongs to one goroutine.
 type Compiler struct {
+	Reports evidence.Key // for listeners that report their connections; zero: none does
+
 	snapshot *gateway.Snapshot // the latest
 
 	// What was compiled of that snapshot and of the previous one.
@@ -63,32 +66,32 @@ type Compiler struct {
 	instances, previousInstances map[instanceKey]*instanceListeners
 }
 
-// Compile returns the resources for an Envoy of release e that runs as the instance in of the gateway s. It is pure:
+// Compile returns the resources for an Envoy e that runs as the instance in of the gateway s. It is pure:
 // whatever was compiled before, the same input gives the same bytes, and neither s nor in is modified. A listener
 // that cannot be built as its security settings say is held back, and never built without them. A setting that only
 // reports (a TLV, a sink of access logs) is left out with a problem.
-func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
+func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *Resources {
 	if s != c.snapshot {
 		c.snapshot = s
 		c.shared, c.previousShared = map[sharedKey]*sharedResources{}, c.shared
 		c.instances, c.previousInstances = map[instanceKey]*instanceListeners{}, c.instances
 	}
-	key := sharedKey{capabilities: envoy.CapabilitiesOf(e), fetchTimeout: fetchTimeoutOf(in)}
+	key := sharedKey{capabilities: envoy.CapabilitiesOf(e.EnvoyVersion), fetchTimeout: fetchTimeoutOf(in)}
 	shared := c.shared[key]
 	if shared == nil {
 		shared = sharedResourcesOf(compileInput{key, s}, c.previousShared[key])
 		c.shared[key] = shared
 	}
-	own := instanceKey{node: in.Node, serviceID: in.ServiceID, shared: key}
+	own := instanceKey{node: in.Node, serviceID: in.ServiceID, shared: key, reports: reporter{c.Reports, e.ReportCluster}}
 	listeners := c.instances[own]
 	if listeners == nil {
-		listeners = listenersOf(shared, in, c.previousInstances[own])
+		listeners = listenersOf(shared, in, own.reports, c.previousInstances[own])
 		c.instances[own] = listeners
 	}
 	heldBackEndpoints, unreachable := shared.assignments.report()
 	return &Resources{
 		Listeners:         listeners.listeners,
-		Routes:            shared.routes,
+		Routes:            listeners.routes,
 		Clusters:          listeners.clusters,
 		Endpoints:         shared.assignments.endpoints,
 		Secrets:           shared.secrets,
@@ -105,7 +108,7 @@ func problemsOf(lists ...[]problem.Problem) []problem.Problem {
 	var all []problem.Problem
 	seen := map[problem.Problem]bool{}
 	for _, p := range slices.Concat(lists...) {
-		p = problem.Problem{Where: oneLine(p.Where), What: oneLine(p.What)}
+		p.Where, p.What = oneLine(p.Where), oneLine(p.What)
 		if !seen[p] {
 			seen[p] = true
 			all = append(all, p)

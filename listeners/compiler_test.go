@@ -52,7 +52,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 			s = changed(rnd, s, cases)
 			for _, in := range s.Instances {
 				e := []gateway.EnvoyVersion{{}, {Major: 1, Minor: 22}}[rnd.IntN(2)]
-				if diff := cmp.Diff(compile(s, in, e), c.Compile(s, in, e), resourcesEqual); diff != "" {
+				if diff := cmp.Diff(compile(s, in, e), c.Compile(s, in, gateway.Envoy{EnvoyVersion: e}), resourcesEqual); diff != "" {
 					t.Fatalf("seed %d: as Compile -, the Compiler +:\n%s", seed, diff)
 				}
 			}
@@ -109,12 +109,12 @@ func TestChangedInstanceTouchesOneLoadAssignment(t *testing.T) {
 	const n = 20
 	s := manyServices(t, n)
 	var c Compiler
-	before := c.Compile(s, s.Instances[0], gateway.EnvoyVersion{})
+	before := c.Compile(s, s.Instances[0], gateway.Envoy{})
 	next := *s
 	id := "service-0007.default.default.dc1"
 	next.Endpoints = next.Endpoints.With(id, &gateway.Endpoints{Endpoints: slices.Clone(s.Endpoints.Get(id).Endpoints)})
 	next.Endpoints.Get(id).Endpoints[0].Port++
-	after := c.Compile(&next, s.Instances[0], gateway.EnvoyVersion{})
+	after := c.Compile(&next, s.Instances[0], gateway.Envoy{})
 
 	for name, kept := range map[string]bool{
 		"listeners": before.Listeners == after.Listeners,
@@ -135,7 +135,7 @@ func TestChangedInstanceTouchesOneLoadAssignment(t *testing.T) {
 func TestChangedChainTouchesItsClusters(t *testing.T) {
 	s := manyServices(t, 20)
 	var c Compiler
-	before := c.Compile(s, s.Instances[0], gateway.EnvoyVersion{})
+	before := c.Compile(s, s.Instances[0], gateway.Envoy{})
 	next := *s
 	next.Chains = maps.Clone(s.Chains)
 	row := s.Services[7].Service
@@ -147,7 +147,7 @@ func TestChangedChainTouchesItsClusters(t *testing.T) {
 		chain.Targets[id] = &other
 	}
 	next.Chains[row] = &chain
-	after := c.Compile(&next, s.Instances[0], gateway.EnvoyVersion{})
+	after := c.Compile(&next, s.Instances[0], gateway.Envoy{})
 	touched := slices.Collect(after.Clusters.ChangedSince(before.Clusters))
 	if len(touched) != 1 || before.Endpoints != after.Endpoints {
 		t.Errorf("made again: the clusters %q, want 1; endpoints kept: %v", touched, before.Endpoints == after.Endpoints)
@@ -160,7 +160,7 @@ func TestInstancesShareWhatIsNotTheirs(t *testing.T) {
 	other.Node, other.Address = "other", "10.9.9.9"
 	s.Instances = append(s.Instances, &other)
 	var c Compiler
-	a, b := c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}), c.Compile(s, &other, gateway.EnvoyVersion{})
+	a, b := c.Compile(s, s.Instances[0], gateway.Envoy{}), c.Compile(s, &other, gateway.Envoy{})
 	if a.Routes != b.Routes || a.Clusters != b.Clusters || a.Endpoints != b.Endpoints {
 		t.Error("two instances have routes, clusters or endpoints of their own")
 	}
@@ -250,8 +250,8 @@ func TestPeersNameTheirClusters(t *testing.T) {
 	var c Compiler
 	before := *s
 	before.Endpoints = before.Endpoints.With(id, &gateway.Endpoints{})
-	c.Compile(&before, s.Instances[0], gateway.EnvoyVersion{})
-	if diff := cmp.Diff(compile(s, s.Instances[0], gateway.EnvoyVersion{}), c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}), resourcesEqual); diff != "" {
+	c.Compile(&before, s.Instances[0], gateway.Envoy{})
+	if diff := cmp.Diff(compile(s, s.Instances[0], gateway.EnvoyVersion{}), c.Compile(s, s.Instances[0], gateway.Envoy{}), resourcesEqual); diff != "" {
 		t.Errorf("as Compile -, the Compiler +:\n%s", diff)
 	}
 }
@@ -262,13 +262,13 @@ func TestNewListenerWithoutServicesCorrectsASetting(t *testing.T) {
 	s.Services = nil
 	s.FileGateway.Settings.Listeners = map[int]settings.Listener{9999: {}}
 	var c Compiler
-	if r := c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}); len(r.Problems) != 1 {
+	if r := c.Compile(s, s.Instances[0], gateway.Envoy{}); len(r.Problems) != 1 {
 		t.Fatalf("a setting for another port: problems %q, want one", r.Problems)
 	}
 	next, entry := *s, *s.Entry
 	entry.Listeners = append(slices.Clone(entry.Listeners), gateway.Listener{Port: 9999})
 	next.Entry = &entry
-	if r := c.Compile(&next, s.Instances[0], gateway.EnvoyVersion{}); len(r.Problems) != 0 {
+	if r := c.Compile(&next, s.Instances[0], gateway.Envoy{}); len(r.Problems) != 0 {
 		t.Errorf("the listener is there: problems %q", r.Problems)
 	}
 }

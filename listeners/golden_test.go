@@ -37,13 +37,18 @@ type fixture struct {
 // settings makes the layers of what a case has in the way that operators write it.
 func (f *fixture) settings() error {
 	for _, source := range []struct {
-		raw  any
-		into *settings.Layer
-	}{{f.Usher.FileAll, &f.FileAll}, {f.Usher.ProxyDefaults, &f.ProxyDefaults}, {f.Usher.FileGateway, &f.FileGateway}} {
+		where string
+		raw   any
+		into  *settings.Layer
+	}{
+		{"usher.hcl:1", f.Usher.FileAll, &f.FileAll},
+		{`proxy-defaults "global"`, f.Usher.ProxyDefaults, &f.ProxyDefaults},
+		{"usher.hcl:20", f.Usher.FileGateway, &f.FileGateway},
+	} {
 		if source.raw == nil {
 			continue
 		}
-		layer, problems := settings.Layer{}.Update("", source.raw)
+		layer, problems := settings.Layer{}.Update(source.where, source.raw)
 		if len(problems) > 0 {
 			return errors.New(problems[0].String())
 		}
@@ -106,7 +111,7 @@ func decodeFixture(asJSON []byte) (*gateway.Snapshot, []gateway.EnvoyVersion, er
 
 // compile compiles one snapshot with a new Compiler.
 func compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
-	return new(Compiler).Compile(s, in, e)
+	return new(Compiler).Compile(s, in, gateway.Envoy{EnvoyVersion: e})
 }
 
 // compiled is what one Envoy of a case gets.

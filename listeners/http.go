@@ -3,6 +3,7 @@ package listeners
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -94,7 +95,7 @@ func connectionManager(l listenerParams, from trustClass, route string, tls bool
 		StatPrefix: "ingress_upstream_" + strings.ReplaceAll(route, ":", "_") + from.suffix(),
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
-			RouteConfigName: route,
+			RouteConfigName: l.routesFor(from, route),
 			ConfigSource:    envoy.OverADS(l.input.fetchTimeout),
 		}},
 		HttpFilters: filters,
@@ -108,7 +109,8 @@ func connectionManager(l listenerParams, from trustClass, route string, tls bool
 	if l.port.protocol != gateway.ProtocolHTTP {
 		hcm.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
 	}
-	if err := l.setClientAddress(hcm, from, tls); err != nil {
+	headers := slices.Concat(l.setClientAddress(hcm, from, tls), l.forwardedPort(from))
+	if err := mutateHeadersEarly(hcm, headers); err != nil {
 		return nil, err
 	}
 	return networkFilter("envoy.filters.network.http_connection_manager", hcm)

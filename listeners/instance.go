@@ -9,9 +9,11 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
 	"github.com/usherproxy/usher/internal/envoy"
@@ -25,13 +27,15 @@ import (
 type instanceKey struct {
 	node, serviceID string
 	shared          sharedKey
+	reports         reporter
 }
 
 // instanceListeners are the listeners of one instance. They are immutable.
 type instanceListeners struct {
 	inputs    listenerInputs
 	listeners ordered.Map[*listenerv3.Listener]
-	clusters  ordered.Map[*clusterv3.Cluster] // the shared ones, and those of this instance
+	routes    ordered.Map[*routev3.RouteConfiguration] // the shared ones, and those of this instance
+	clusters  ordered.Map[*clusterv3.Cluster]          // the same
 	buckets   ordered.Map[*typev3.TokenBucket]
 	heldBack  []string
 	problems  []problem.Problem
@@ -53,7 +57,7 @@ func (i listenerInputs) equal(other listenerInputs) bool {
 }
 
 // listenersOf returns the listeners of an instance: the previous ones, if there are any, unless their inputs differ.
-func listenersOf(shared *sharedResources, in *gateway.Instance, previous *instanceListeners) *instanceListeners {
+func listenersOf(shared *sharedResources, in *gateway.Instance, reports reporter, previous *instanceListeners) *instanceListeners {
 	s := shared.input.snapshot
 	inputs := listenerInputs{
 		instance: in, balancer: s.BalancerOf(in), entry: s.Entry, ports: shared.ports,
@@ -62,8 +66,8 @@ func listenersOf(shared *sharedResources, in *gateway.Instance, previous *instan
 	if previous != nil && previous.inputs.equal(inputs) {
 		return previous
 	}
-	l := &instanceListeners{inputs: inputs, clusters: shared.clusters, problems: unknownPorts(s, in)}
-	inst := instance{registered: in, addresses: bindAddresses(in, s.DualStack)}
+	l := &instanceListeners{inputs: inputs, routes: shared.routes, clusters: shared.clusters, problems: unknownPorts(s, in)}
+	inst := instance{registered: in, addresses: bindAddresses(in, s.DualStack), reports: reports}
 	for _, p := range shared.ports {
 		if err := l.addPort(shared.input, inst, p); err != nil {
 			l.heldBack = append(l.heldBack, listenerNames(inst, p.port)...)
@@ -82,7 +86,7 @@ func (l *instanceListeners) addPort(input compileInput, inst instance, p compile
 	if p.err != nil {
 		return p.err
 	}
-	params, problems, err := newListenerParams(input, inst, p.port)
+	params, problems, err := newListenerParams(input, inst, p)
 	if err != nil {
 		return err
 	}
@@ -113,6 +117,11 @@ func (l *instanceListeners) addPort(input compileInput, inst instance, p compile
 	for _, cluster := range clusters {
 		l.clusters = l.clusters.With(cluster.Name, cluster)
 	}
+	if len(listeners) > 0 && slices.Contains(params.servedDownstreams(), untrustedDownstreams) {
+		for _, routes := range p.untrustedRoutes {
+			l.routes = l.routes.With(routes.Name, routes)
+		}
+	}
 	for name, bucket := range params.logs.TokenBuckets {
 		l.buckets = l.buckets.With(name, bucket)
 	}
@@ -132,10 +141,8 @@ func unknownPorts(s *gateway.Snapshot, in *gateway.Instance) []problem.Problem {
 			if slices.ContainsFunc(s.Entry.Listeners, func(l gateway.Listener) bool { return l.Port == port }) {
 				continue
 			}
-			problems = append(problems, problem.Problem{
-				Where: fmt.Sprintf("gateway %s: usher.listeners.%d", s.ID, port),
-				What:  "the ingress-gateway entry has no listener on this port; correct the port, or remove it",
-			})
+			problems = append(problems, layer.PlaceOfListener(port).Problem(fmt.Sprintf(
+				"the ingress-gateway entry of gateway %s has no listener on this port; correct the port, or remove it", s.ID)))
 		}
 	}
 	return problems
@@ -143,17 +150,17 @@ func unknownPorts(s *gateway.Snapshot, in *gateway.Instance) []problem.Problem {
 
 // problemOf returns the problem of a port.
 func problemOf(p port, err error) problem.Problem {
-	where := p.where()
-	if errors.As(err, new(settingsError)) {
-		where = p.whereSettings()
+	if of, ok := errors.AsType[settingsError](err); ok {
+		return of.problem
 	}
-	return problem.Problem{Where: where, What: err.Error()}
+	return problem.Problem{Where: p.where(), What: err.Error()}
 }
 
 // instance is what listeners depend on of one instance of the gateway.
 type instance struct {
 	registered *gateway.Instance
 	addresses  []string // bound by each listener, without duplicates
+	reports    reporter
 }
 
 // fetchTimeoutOf reads xds_fetch_timeout_ms; Consul ignores a negative one.
@@ -198,6 +205,9 @@ func listenerName(p port, address string) string {
 	}
 	return head + ":" + net.JoinHostPort(address, strconv.Itoa(p.number))
 }
+
+// PortOf returns the port in the name of a listener.
+func PortOf(name string) string { return name[strings.LastIndexByte(name, ':')+1:] }
 
 // listenerNames returns the names of a port's listeners: one for each address, and that of the loopback listener
 // which a tcp port may have.

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"strconv"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -30,8 +31,13 @@ func (l *listenerParams) usesLoopback() bool {
 	return !l.port.http() && l.settings.ProxyProtocol.Upstream != settings.UpstreamNone
 }
 
+const loopbackPrefix = "usher-relay:"
+
 // loopbackName names the loopback listener of a port and the cluster in front of it.
-func loopbackName(p port) string { return "usher-relay:" + strconv.Itoa(p.number) }
+func loopbackName(p port) string { return loopbackPrefix + strconv.Itoa(p.number) }
+
+// IsLoopback reports whether a name is that of a loopback listener. Clients reach its port through another listener.
+func IsLoopback(name string) bool { return strings.HasPrefix(name, loopbackPrefix) }
 
 // loopbackAddress is the listener's own port on a loopback address of this instance, because several may run on one
 // machine. This part of 127.0.0.0/8 is otherwise unused.

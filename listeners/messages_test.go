@@ -40,7 +40,7 @@ func TestMessages(t *testing.T) {
 	}
 	add(compile(forged, forged.Instances[0], gateway.EnvoyVersion{Major: 1, Minor: 24}))
 	_, err := proxyProtocolFilter(listenerParams{settings: settings.Listener{ProxyProtocol: settings.ProxyProtocol{Mode: "loose"}}}, "")
-	messages.Check(t, append(all, err.Error()), "fmt.Errorf", "errors.New", "problem.Problem", "envoy.Requires")
+	messages.Check(t, append(all, err.Error()), "fmt.Errorf", "errors.New", "problem.Problem", "refuse", "envoy.Requires")
 }
 
 // mistakes are snapshots with one mistake each.
@@ -69,6 +69,8 @@ func mistakes(t *testing.T) []*gateway.Snapshot {
 			{"Match": {"HTTP": {"QueryParam": [{"Name": "q"}]}}}}]}, ` + ok: "http",
 		`{"StartNode": "a", "Nodes": {"a": {"Type": "router", "Routes": [{"NextNode": "r", "Definition":
 			{"Destination": {"RequestHeaders": {"Add": {"a\nb": "c"}}}}}]}, ` + ok: "http",
+		`{"StartNode": "a", "Nodes": {"a": {"Type": "router", "Routes": [{"NextNode": "r", "Definition":
+			{"Destination": {"ResponseHeaders": {"Set": {"x-port": "%PROTOCOL(x)%"}}}}}]}, ` + ok: "http",
 	} {
 		s := oneService(protocol)
 		if err := json.Unmarshal([]byte(text), s.Chains[s.Services[0].Service]); err != nil {

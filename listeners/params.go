@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+
 	"github.com/usherproxy/usher/internal/accesslog"
 	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/problem"
@@ -18,43 +20,82 @@ type listenerParams struct {
 	port     port
 	settings settings.Listener
 	logs     accesslog.Logs
+	// untrustedRoutes are the route configurations for untrusted downstreams, by the name of those for all others.
+	untrustedRoutes map[string]*routev3.RouteConfiguration
 }
 
 // errUnknown means that a part of a listener's input is not known. It is no problem by itself: another one reports
 // that part, bad settings or an answer that cannot be read.
 var errUnknown = errors.New("unknown")
 
-func newListenerParams(input compileInput, in instance, p port) (listenerParams, []problem.Problem, error) {
+func newListenerParams(input compileInput, in instance, p compiledPort) (listenerParams, []problem.Problem, error) {
 	resolved, known := input.snapshot.ListenerSettings(in.registered, p.number)
 	if !known {
 		return listenerParams{}, nil, errUnknown
 	}
-	l := listenerParams{input: input, instance: in, port: p, settings: resolved}
-	if err := l.check(); err != nil {
-		return listenerParams{}, nil, settingsError{err}
+	l := listenerParams{input: input, instance: in, port: p.port, settings: resolved, untrustedRoutes: p.untrustedRoutes}
+	err := l.check()
+	var staysOff []problem.Problem
+	if err != nil && input.snapshot.OnlyTrusted(in.registered, p.number) {
+		p := l.problemOf(err)
+		p.What += "; until this is corrected, the listener stays off, and answers 400 to the PROXY headers that its load balancer sends"
+		p.Severity = problem.Outage
+		staysOff = append(staysOff, p)
+		l.settings.ProxyProtocol.Mode = settings.Off
+		err = l.check()
 	}
-	var problems []problem.Problem
-	l.logs, problems = accesslog.Build(l.accessLog())
-	return l, append(problems, l.unreadableTLVs()...), nil
+	if err != nil {
+		return listenerParams{}, nil, settingsError{l.problemOf(err)}
+	}
+	logs, problems := accesslog.Build(l.accessLog())
+	l.logs = logs
+	return l, slices.Concat(staysOff, problems, l.unreadableTLVs()), nil
 }
 
 // settingsError is an error of Usher's settings.
-type settingsError struct{ error }
+type settingsError struct{ problem problem.Problem }
+
+func (e settingsError) Error() string { return e.problem.String() }
+
+// problemOf returns the problem of settings that a listener or an Envoy refuses, where the setting is. If that has its
+// default, the problem belongs to the listener.
+func (l *listenerParams) problemOf(refused *settings.RefusedError) problem.Problem {
+	p := problem.Problem{Where: fmt.Sprintf("gateway %s: listener %d", l.port.gateway, l.port.number), What: refused.Error()}
+	if place := l.place(refused.Setting); !place.IsZero() {
+		p = place.Problem(fmt.Sprintf("listener %d of gateway %s: %s", l.port.number, l.port.gateway, refused.Reason))
+	}
+	p.OfEnvoy = refused.OfEnvoy
+	return p
+}
+
+// place returns where a setting of the listener is.
+func (l *listenerParams) place(setting string) settings.Place {
+	return l.input.snapshot.PlaceOf(l.instance.registered, l.port.number, setting)
+}
 
 // check returns why no listener can do what the settings ask for.
-func (l *listenerParams) check() error {
-	if err := l.settings.Check(l.properties()); err != nil {
-		return err
+func (l *listenerParams) check() *settings.RefusedError {
+	if refused := l.settings.Check(l.properties()); refused != nil {
+		return refused
 	}
-	if err := checkSupport(l.input.capabilities, l.settings, !l.port.http()); err != nil {
-		return err
+	if refused := checkSupport(l.input.capabilities, l.settings, !l.port.http()); refused != nil {
+		return refused
 	}
 	for _, tlv := range l.tlvs() {
 		if accesslog.ReservedField(tlv.Name) {
-			return fmt.Errorf("usher.proxy_protocol.tlvs: %q is the name of another field of the access log; use another name", tlv.Name)
+			return refuse("proxy_protocol.tlvs", fmt.Sprintf("%q is the name of another field of the access log; use another name", tlv.Name))
 		}
 	}
 	return nil
+}
+
+func refuse(setting, reason string) *settings.RefusedError {
+	return &settings.RefusedError{Setting: setting, Reason: reason}
+}
+
+// tooOld is refuse for an Envoy that cannot do what the setting asks for: why, the release that can, and what to use instead.
+func tooOld(setting, why, release, instead string) *settings.RefusedError {
+	return &settings.RefusedError{Setting: setting, Reason: envoy.Requires(why, release, instead), OfEnvoy: true}
 }
 
 // properties are what the settings have to agree with.
@@ -99,10 +140,10 @@ func (l *listenerParams) unreadableTLVs() []problem.Problem {
 	var problems []problem.Problem
 	for _, tlv := range l.tlvs() {
 		if !canRead(l.input.capabilities, tlv) {
-			problems = append(problems, problem.Problem{
-				Where: l.port.whereSettings(),
-				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this Envoy is upgraded, it is left out", tlv.Name),
-			})
+			refused := refuse("proxy_protocol.tlvs",
+				fmt.Sprintf("%q is a number, which needs Envoy 1.39 or later; until this Envoy is upgraded, it is left out", tlv.Name))
+			refused.OfEnvoy = true
+			problems = append(problems, l.problemOf(refused))
 		}
 	}
 	return problems
@@ -116,14 +157,16 @@ func (l *listenerParams) accessLog() accesslog.Params {
 		Settings: l.settings.AccessLog,
 		Gateway:  l.port.gateway,
 		Where:    l.port.where(),
-		Envoy:    l.input.capabilities,
-		HTTP:     l.port.http(), TLS: l.hasTLS(), MatchesSNI: l.matchesServerName(), TLSInspector: l.needsTLSInspector(),
+		Place:    l.place, ConsulAt: l.instance.registered.AccessLogsAt,
+		Envoy: l.input.capabilities,
+		HTTP:  l.port.http(), TLS: l.hasTLS(), MatchesSNI: l.matchesServerName(), TLSInspector: l.needsTLSInspector(),
 		ProxyProtocol: proxy.Enabled(), Strict: proxy.Mode == settings.Strict, HasUntrusted: hasUntrusted(proxy),
 		ClientAddressKnown: proxy.Enabled() || l.settings.ClientAddress.IsCustom(),
 	}
 	for _, tlv := range l.tlvs() {
 		p.TLVs = append(p.TLVs, tlv.Name)
 	}
+	p.Report = l.report()
 	return p
 }
 
@@ -165,38 +208,41 @@ func hasUntrusted(proxy settings.ProxyProtocol) bool { return proxy.Enabled() &&
 
 // checkSupport returns an error for a setting that this Envoy is too old for and that cannot be left out: the
 // listener would trust or accept more than it must.
-func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
+func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) *settings.RefusedError {
 	proxy := p.ProxyProtocol
 	readsTLVs := proxy.Enabled() && len(proxy.TLVs) > 0
 	upstream := tcp && proxy.Upstream != settings.UpstreamNone
 	byPort := !tcp && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoPorts
 	switch {
 	case proxy.Mode == settings.Permissive && !can.OptionalProxyHeader:
-		return envoy.Requires("proxy_protocol.mode", `this Envoy would reject connections without a PROXY header in the mode "permissive"`,
+		return tooOld("proxy_protocol.mode", `this Envoy would reject connections without a PROXY header in the mode "permissive"`,
 			"1.23", `use "strict" if all connections have a header, or "off" if none has`)
 	case proxy.Enabled() && len(proxy.Versions) < 2 && !can.DisallowedProxyVersions:
-		return envoy.Requires("proxy_protocol.versions", "this Envoy would accept both versions", "1.30", `use ["v1", "v2"]`)
+		return tooOld("proxy_protocol.versions", "this Envoy would accept both versions", "1.30", `use ["v1", "v2"]`)
 	case upstream && proxy.Enabled() && !can.SurvivesLocal:
-		return envoy.Requires("proxy_protocol.upstream", "a health check with the command LOCAL crashes this Envoy (CVE-2024-23327)",
+		return tooOld("proxy_protocol.upstream", "a health check with the command LOCAL crashes this Envoy (CVE-2024-23327)",
 			"1.26.7, 1.27.3, 1.28.1, 1.29.1, 1.30", `use upstream "none"`)
 	case upstream && hasUntrusted(proxy) && !can.Expressions:
-		return envoy.Requires("proxy_protocol.upstream", "this Envoy cannot drop forged PROXY headers of addresses outside trusted_cidrs, "+
+		return tooOld("proxy_protocol.upstream", "this Envoy cannot drop forged PROXY headers of addresses outside trusted_cidrs, "+
 			"so the service would believe them", "1.32", `use upstream "none" and disable PROXY protocol in the service`)
 	case readsTLVs && !can.Expressions:
-		return envoy.Requires("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
+		return tooOld("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
 	case byPort && !can.Expressions:
-		return envoy.Requires("client_address.forwarded_proto", "this Envoy cannot compare the port that the client connected to", "1.32", `use "connection"`)
+		return tooOld("client_address.forwarded_proto", "this Envoy cannot compare the port that the client connected to", "1.32", `use "connection"`)
 	case tcp || can.EarlyHeaderMutation:
 		return nil
 	case hasUntrusted(proxy):
-		return envoy.Requires("proxy_protocol.trusted_cidrs", "this Envoy reads X-Forwarded-For before Usher can remove what "+
+		return tooOld("proxy_protocol.trusted_cidrs", "this Envoy reads X-Forwarded-For before Usher can remove what "+
 			"addresses outside trusted_cidrs wrote there", "1.25", `disable the headers at the load balancer and use mode "off"`)
 	case p.ClientAddress.XFF == settings.XFFOverwrite:
-		return envoy.Requires("client_address.xff", "this Envoy reads X-Forwarded-For before Usher can replace it",
+		return tooOld("client_address.xff", "this Envoy reads X-Forwarded-For before Usher can replace it",
 			"1.25", `remove "overwrite"`)
 	case rewritesProto(p.ClientAddress):
-		return envoy.Requires("client_address.forwarded_proto", "this Envoy reads X-Forwarded-Proto before Usher can change it",
+		return tooOld("client_address.forwarded_proto", "this Envoy reads X-Forwarded-Proto before Usher can change it",
 			"1.25", "remove the setting")
+	case p.ClientAddress.ForwardedPort != settings.ForwardedPortDefault:
+		return tooOld("client_address.forwarded_port", "this Envoy cannot set X-Forwarded-Port",
+			"1.25", `use "default"`)
 	}
 	return nil
 }

@@ -35,10 +35,12 @@ type portService struct {
 
 // portResources are what all instances of the gateway share of a port.
 type portResources struct {
-	routes   []*routev3.RouteConfiguration
-	clusters []*clusterv3.Cluster
-	targets  []edsCluster // those whose endpoints come in a load assignment
-	problems []problem.Problem
+	routes []*routev3.RouteConfiguration
+	// untrustedRoutes are for untrusted downstreams, by the name of the routes that all others have.
+	untrustedRoutes map[string]*routev3.RouteConfiguration
+	clusters        []*clusterv3.Cluster
+	targets         []edsCluster // those whose endpoints come in a load assignment
+	problems        []problem.Problem
 }
 
 // portsOf returns the ports that have a service, in ascending order. As with Consul, a listener without any is left
@@ -106,11 +108,6 @@ func (p *port) where() string {
 	return fmt.Sprintf("config entry ingress-gateway/%s: listener %d", p.gateway, p.number)
 }
 
-// whereSettings names the port in problems of Usher's settings, which can be in several places and so belong to the gateway.
-func (p *port) whereSettings() string {
-	return fmt.Sprintf("gateway %s: listener %d", p.gateway, p.number)
-}
-
 // check returns why the port cannot be served.
 func (p *port) check() error {
 	switch {
@@ -169,7 +166,7 @@ func compilePort(input compileInput, p port, cache clusterCache) (portResources,
 		if err != nil {
 			return portResources{}, err
 		}
-		resources.routes = routes
+		resources.routes, resources.untrustedRoutes = routes, untrustedRoutesOf(input.capabilities, routes)
 	}
 	routed := p.services
 	if !p.http() {

@@ -227,6 +227,9 @@ func policyOf(t *testing.T, c compiled, l *listenerv3.Listener) (settings.Listen
 	if !known {
 		t.Fatalf("%s was built, and its settings are not known", l.Name)
 	}
+	if c.snapshot.OnlyTrusted(c.instance, int(port)) && proxyFilter(t, l) == nil {
+		p.ProxyProtocol.Mode = settings.Off // its other settings do not allow another mode
+	}
 	return p, true
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"math"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/accesslog"
 	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 )
@@ -34,6 +36,9 @@ func routesOf(input compileInput, p port) ([]*routev3.RouteConfiguration, error)
 			continue
 		}
 		host, err := virtualHost(input, r, domains[i])
+		if err == nil {
+			err = checkHeaders(input.capabilities, host)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("service %s: %w", r.service.Service, err)
 		}
@@ -311,4 +316,45 @@ func headerOption(can envoy.Capabilities, name, value string, overwrite bool) *c
 		out.Append = wrapperspb.Bool(false) //nolint:staticcheck // Envoy before 1.24 knows no other way to overwrite.
 	}
 	return out
+}
+
+// placedHeaders are the header modifiers of one place in a virtual host.
+type placedHeaders struct {
+	of     string // what has the headers: request or response
+	add    *[]*corev3.HeaderValueOption
+	remove *[]string
+}
+
+// headersOf returns the headers of every place in a virtual host.
+func headersOf(host *routev3.VirtualHost) iter.Seq[placedHeaders] {
+	return func(yield func(placedHeaders) bool) {
+		both := func(add, addToResponse *[]*corev3.HeaderValueOption, remove, removeFromResponse *[]string) bool {
+			return yield(placedHeaders{"request", add, remove}) && yield(placedHeaders{"response", addToResponse, removeFromResponse})
+		}
+		if !both(&host.RequestHeadersToAdd, &host.ResponseHeadersToAdd, &host.RequestHeadersToRemove, &host.ResponseHeadersToRemove) {
+			return
+		}
+		for _, r := range host.Routes {
+			if !both(&r.RequestHeadersToAdd, &r.ResponseHeadersToAdd, &r.RequestHeadersToRemove, &r.ResponseHeadersToRemove) {
+				return
+			}
+			for _, c := range r.GetRoute().GetWeightedClusters().GetClusters() {
+				if !both(&c.RequestHeadersToAdd, &c.ResponseHeadersToAdd, &c.RequestHeadersToRemove, &c.ResponseHeadersToRemove) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// checkHeaders returns why Envoy would reject the operators in a header. It would reject all routes of the port.
+func checkHeaders(can envoy.Capabilities, host *routev3.VirtualHost) error {
+	for headers := range headersOf(host) {
+		for _, option := range *headers.add {
+			if err := accesslog.CheckHeader(option.Header.Value, can); err != nil {
+				return fmt.Errorf("%s header %s: %w", headers.of, option.Header.Key, err)
+			}
+		}
+	}
+	return nil
 }

@@ -44,7 +44,8 @@ type sharedResources struct {
 // compiledPort is a port, and why it cannot be served.
 type compiledPort struct {
 	port
-	err error
+	untrustedRoutes map[string]*routev3.RouteConfiguration
+	err             error
 }
 
 // sharedResourcesOf returns the shared resources for an input. Previous are those of the snapshot before, or nil.
@@ -113,7 +114,7 @@ func newShared(input compileInput, cache clusterCache) *sharedResources {
 	var all portResources
 	for _, p := range portsOf(input.snapshot) {
 		resources, err := compilePort(input, p, cache)
-		s.ports = append(s.ports, compiledPort{p, err})
+		s.ports = append(s.ports, compiledPort{p, resources.untrustedRoutes, err})
 		all.routes = append(all.routes, resources.routes...)
 		all.clusters = append(all.clusters, resources.clusters...)
 		all.targets = append(all.targets, resources.targets...)

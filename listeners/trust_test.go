@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -8,7 +9,9 @@ import (
 	"testing"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	networkstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
@@ -76,11 +79,62 @@ func TestNoLogShowsWhatAnUntrustedPeerClaims(t *testing.T) {
 			}
 		}
 		for _, log := range logs {
-			if text := mustJSON(t, log.GetTypedConfig()); claims.MatchString(text) {
-				t.Errorf("%s: %s shows %q: %s", l.Name, log.Name, claims.FindString(text), text)
+			if text := mustJSON(t, log); claims.MatchString(text) {
+				t.Errorf("%s: %s shows %q, or is chosen by it: %s", l.Name, log.Name, claims.FindString(text), text)
 			}
 		}
 	})
+}
+
+// Headers of users have operators, and each chain has the route configuration that its downstreams get.
+func TestNoHeaderShowsWhatAnUntrustedPeerClaims(t *testing.T) {
+	eachCompiled(t, func(t *testing.T, c compiled) {
+		for l := range c.resources.Listeners.Values() {
+			p, gated := policyOf(t, c, l)
+			if !gated {
+				continue
+			}
+			for _, chain := range l.FilterChains {
+				for _, hcm := range networkFilters[*hcmv3.HttpConnectionManager](t, chain) {
+					name := hcm.GetRds().GetRouteConfigName()
+					routes := c.resources.Routes.Get(name)
+					if routes == nil {
+						t.Fatalf("%s: there are no routes %s", l.Name, name)
+					}
+					untrusted := limited(p) && !trustedChain(chain, p)
+					if untrusted {
+						wantNoClaim(t, routes)
+					}
+					if own := strings.TrimPrefix(name, "usher-untrusted:"); !untrusted && own != name {
+						t.Errorf("%s: chain %s, for all others, has the routes %s", l.Name, chain.Name, name)
+					} else if c.resources.Routes.Get(own) == nil {
+						t.Errorf("%s: there are routes %s and none %s", l.Name, name, own)
+					}
+				}
+			}
+		}
+	})
+}
+
+// wantNoClaim wants no header of the routes to show what a PROXY header claims.
+func wantNoClaim(t *testing.T, routes *routev3.RouteConfiguration) {
+	t.Helper()
+	headers := func(where string, lists ...[]*corev3.HeaderValueOption) {
+		for _, h := range slices.Concat(lists...) {
+			if value := h.GetHeader().GetValue(); claims.MatchString(value) || value == "" {
+				t.Errorf("routes %s, %s: the header %s has %q", routes.Name, where, h.GetHeader().GetKey(), value)
+			}
+		}
+	}
+	for _, host := range routes.VirtualHosts {
+		headers(host.Name, host.RequestHeadersToAdd, host.ResponseHeadersToAdd)
+		for _, r := range host.Routes {
+			headers(host.Name+"'s route", r.RequestHeadersToAdd, r.ResponseHeadersToAdd)
+			for _, split := range r.GetRoute().GetWeightedClusters().GetClusters() {
+				headers(host.Name+"'s split", split.RequestHeadersToAdd, split.ResponseHeadersToAdd)
+			}
+		}
+	}
 }
 
 func logsOf(t *testing.T, chain *listenerv3.FilterChain) []*accesslogv3.AccessLog {
@@ -125,6 +179,9 @@ func TestServicesAreToldTheUntrustedPeerItself(t *testing.T) {
 				}
 				for i, m := range early.Mutations {
 					value := m.GetAppend().GetHeader().GetValue()
+					if m.GetAppend().GetHeader().GetKey() == "x-forwarded-port" && value == fmt.Sprint(l.Address.GetSocketAddress().GetPortValue()) {
+						continue
+					}
 					if i == 0 && (m.GetAppend().GetHeader().GetKey() != "x-forwarded-for" || value != "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%") || i > 0 && value != "" {
 						t.Errorf("%s: chain %s tells services %v", l.Name, chain.Name, m)
 					}

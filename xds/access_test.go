@@ -119,7 +119,7 @@ func TestNodeIsReadFromTheFirstRequest(t *testing.T) {
 		e.Subscribe(lds)
 		e.ExpectNone()
 		want := []xds.Node{{
-			ID: "gateway-1", Cluster: "gateway", UserAgent: "envoy", Major: 1, Minor: 36, Patch: 2,
+			ID: "gateway-1", Cluster: "gateway", UserAgent: "envoy", Major: 1, Minor: 36, Patch: 2, Stream: 1,
 			Metadata: map[string]string{"node_name": "n1", "partition": "default"},
 		}}
 		if diff := cmp.Diff(want, r.source.watchedNodes(), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
@@ -169,7 +169,7 @@ func TestBearerTokenReachesTheAuthorizerAndNothingElse(t *testing.T) {
 		denied := r.connectWith(fakeenvoy.Options{Bearer: "sesame"})
 		denied.Subscribe(cds)
 		denied.ExpectEnd(codes.Unauthenticated)
-		if !strings.Contains(r.log.String(), `msg="envoy refused" address="unix socket" count=1 token="a bearer token" error=no`) {
+		if !strings.Contains(r.log.String(), `msg="envoy refused" envoy=envoy cluster=gateway release=unknown address="unix socket" count=1 token="a bearer token" error=no`) {
 			t.Errorf("the log does not say what the caller had: %s", r.log)
 		}
 		c := caller.Credential

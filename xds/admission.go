@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -19,11 +20,13 @@ import (
 
 // admission enforces the Limits. It knows every connection and every stream. Any goroutine may call its methods.
 type admission struct {
-	limits     Limits
-	metrics    *Metrics
-	log        *slog.Logger
-	seed       maphash.Seed  // for the hashes of credentials
-	logLimiter *rate.Limiter // for refusals
+	limits   Limits
+	metrics  *Metrics
+	log      *slog.Logger
+	seed     maphash.Seed              // for the hashes of credentials
+	refusals *thinnedLog[netip.Prefix] // by caller
+
+	authorizedStreams atomic.Uint64 // how many there have been
 
 	mu             sync.Mutex // guards the rest, and callers, connections and streams
 	closed         bool       // no connection and no stream is admitted any more
@@ -35,7 +38,8 @@ type admission struct {
 	pendingStreams pendingStreams
 	rate           *rate.Limiter // of new streams
 	requestBytes   int
-	knownTokens    map[uint64]*knownToken
+	// What one of these forgets does not depend on the other: reports cost nothing that streams need.
+	streamTokens, reportProofs *knownTokens
 }
 
 // callerState is what is known of one caller.
@@ -47,7 +51,6 @@ type callerState struct {
 	rate           *rate.Limiter // of new streams
 	denied         *rate.Limiter // of denied streams
 	requestBytes   int
-	refusals       refusalLog
 }
 
 // pendingStreams are *admittedStreams, oldest first, by whether the token is known.
@@ -68,22 +71,19 @@ func (p *pendingStreams) of(known bool) *list.List {
 	return &p.unknown
 }
 
-// knownToken is a credential that was authorized.
-type knownToken struct {
-	streams int       // open ones
-	until   time.Time // when it may be forgotten, if no stream is open
-}
-
 // admittedStream is a stream that counts against the limits.
 type admittedStream struct {
-	conn  *connection
-	token uint64      // a hash of the credential
-	known bool        // the credential was authorized recently
-	end   func(error) // ends the stream without blocking
+	conn   *connection
+	token  uint64       // a hash of the credential
+	tokens *knownTokens // for credentials of its kind
+	known  bool         // the credential was authorized recently
+	end    func(error)  // ends the stream without blocking
 
 	authorized             bool
 	node                   *Node         // of an authorized stream
 	element, callerElement *list.Element // in the pending streams; nil: not pending
+
+	client atomic.Pointer[Client] // what the stream's Envoy has now; nil before it is authorized; mu does not guard it
 }
 
 func newAdmission(l Limits, m *Metrics, log *slog.Logger) *admission {
@@ -92,9 +92,10 @@ func newAdmission(l Limits, m *Metrics, log *slog.Logger) *admission {
 		m.limits.WithLabelValues(name).Set(value)
 	}
 	return &admission{
-		limits: l, metrics: m, log: log, seed: maphash.MakeSeed(), logLimiter: limiter(maxRefusalLines),
+		limits: l, metrics: m, log: log, seed: maphash.MakeSeed(), refusals: newThinnedLog[netip.Prefix](),
 		callers: map[netip.Prefix]*callerState{}, connections: map[*connection]struct{}{},
-		streams: map[*admittedStream]struct{}{}, rate: limiter(l.StreamRate), knownTokens: map[uint64]*knownToken{},
+		streams: map[*admittedStream]struct{}{}, rate: limiter(l.StreamRate),
+		streamTokens: newKnownTokens(), reportProofs: newKnownTokens(),
 	}
 }
 
@@ -276,6 +277,15 @@ func (a *admission) adjustRequestBytes(c *connection, bytes, frames int) {
 	a.requestBytes += change
 }
 
+// dropUnread ends the count of a connection's requests if it has no stream: streams that have ended, or were refused, leave
+// some that are never read.
+// mu is locked.
+func (a *admission) dropUnread(c *connection) {
+	if c.streams == 0 && !c.closed {
+		a.adjustRequestBytes(c, -c.requestBytes, 0)
+	}
+}
+
 // largestRequest returns the connection to evict for its requests. One of them has some. mu is locked.
 func (a *admission) largestRequest() *connection {
 	pendingCost := func(c *connection) int {
@@ -293,6 +303,16 @@ func (a *admission) largestRequest() *connection {
 // openStream admits a stream. end is called to evict it. An error is a status. A pending connection on which too
 // many streams were refused is closed.
 func (a *admission) openStream(c *connection, credential Credential, end func(error)) (*admittedStream, error) {
+	return a.open(c, a.streamTokens, credential, end)
+}
+
+// openReport is openStream for a report with a proof.
+func (a *admission) openReport(c *connection, proof string) (*admittedStream, error) {
+	return a.open(c, a.reportProofs, Credential{Bearer: Bearer(proof)}, func(error) {})
+}
+
+// open is openStream for one of the known tokens.
+func (a *admission) open(c *connection, tokens *knownTokens, credential Credential, end func(error)) (*admittedStream, error) {
 	a.mu.Lock()
 	defer a.unlock()
 	if a.closed {
@@ -300,9 +320,10 @@ func (a *admission) openStream(c *connection, credential Credential, end func(er
 	}
 	c.used = true
 	hash := maphash.Comparable(a.seed, credential)
-	s := &admittedStream{conn: c, token: hash, known: a.isKnown(hash), end: end}
+	s := &admittedStream{conn: c, token: hash, tokens: tokens, known: tokens.has(hash), end: end}
 	if err := a.makeRoom(s, credential); err != nil {
 		c.refused++
+		a.dropUnread(c)
 		if c.pending != nil && c.refused >= maxRefused {
 			a.evict(c)
 		}
@@ -381,15 +402,7 @@ func (s *admittedStream) markAuthorized(node *Node) {
 	defer a.unlock()
 	s.authorized, s.node = true, node
 	s.clearPending()
-	k := a.knownTokens[s.token]
-	if k == nil {
-		if len(a.knownTokens) >= maxKnownTokens {
-			maps.DeleteFunc(a.knownTokens, func(_ uint64, k *knownToken) bool { return k.streams == 0 })
-		}
-		k = &knownToken{}
-		a.knownTokens[s.token] = k
-	}
-	k.streams++
+	s.tokens.begin(s.token)
 	s.conn.authorized++
 	if !s.conn.closed {
 		a.clearPending(s.conn)
@@ -402,24 +415,13 @@ func (s *admittedStream) close() {
 	a.mu.Lock()
 	defer a.unlock()
 	s.remove()
-	if c := s.conn; c.streams == 0 && !c.closed {
-		a.adjustRequestBytes(c, -c.requestBytes, 0) // ended streams leave requests that are never read
-	}
+	a.dropUnread(s.conn)
 	if !s.authorized {
 		return
 	}
-	if k := a.knownTokens[s.token]; k != nil {
-		k.streams--
-		k.until = time.Now().Add(knownTime)
-	}
+	s.tokens.end(s.token)
 	s.conn.authorized--
 	if s.conn.authorized == 0 && !s.conn.closed {
 		a.setPending(s.conn)
 	}
-}
-
-// isKnown reports whether a token was authorized recently. mu is locked.
-func (a *admission) isKnown(token uint64) bool {
-	k := a.knownTokens[token]
-	return k != nil && (k.streams > 0 || time.Now().Before(k.until))
 }

@@ -1,10 +1,13 @@
 package xds
 
 import (
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -91,4 +94,55 @@ func TestCallerWithMostRequestBytesIsEvicted(t *testing.T) {
 	if a.requestBytes > maxRequestBytes {
 		t.Errorf("%d bytes are held", a.requestBytes)
 	}
+}
+
+// Reports do not make Usher forget the tokens of streams, streams do not make it forget
+// the proofs of reports, and neither of them uses more and more memory.
+func TestReportsAndStreamsAreKnownApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newTestAdmission(Limits{StreamRate: 1_000_000, StreamRatePerPeer: 1_000_000})
+		c := connectFrom(t, a, "192.0.2.1")
+		open := func(isReport bool, i int) (*admittedStream, error) {
+			if isReport {
+				return a.openReport(c, fmt.Sprint(i))
+			}
+			return a.openStream(c, Credential{Bearer: Bearer(fmt.Sprint(i))}, func(error) {})
+		}
+		authorize := func(isReport bool, i int) *admittedStream {
+			s, err := open(isReport, i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.markAuthorized(nil)
+			return s
+		}
+		isKnown := func(isReport bool, i int) bool {
+			s, err := open(isReport, i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.close()
+			return s.known
+		}
+		for _, isReport := range []bool{true, false} {
+			used := authorize(!isReport, 0)
+			authorize(!isReport, 1).close()
+			for i := range 2 * maxKnownTokens {
+				authorize(isReport, 2+i).close()
+			}
+			if !isKnown(!isReport, 0) || !isKnown(!isReport, 1) || isKnown(!isReport, 2) || !isKnown(isReport, maxKnownTokens+2) {
+				t.Errorf("reports: %t: what is known of the others has changed, or the newest are forgotten", isReport)
+			}
+			used.close()
+			for _, tokens := range []*knownTokens{a.streamTokens, a.reportProofs} {
+				if n := tokens.ended.Len(); n > maxKnownTokens || len(tokens.open) > 0 {
+					t.Errorf("%d tokens are kept, and %d of streams", n, len(tokens.open))
+				}
+			}
+			time.Sleep(knownTime)
+			if isKnown(!isReport, 0) || isKnown(!isReport, 1) {
+				t.Error("a token is known for too long")
+			}
+		}
+	})
 }

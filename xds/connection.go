@@ -45,6 +45,12 @@ func (c *connection) Close() error {
 	return c.Conn.Close()
 }
 
+// releaseRequest ends a request's count against the limits.
+func (c *connection) releaseRequest(raw rawRequest) {
+	const prefix = 5 // bytes that gRPC puts before each message
+	c.admission.countRequestBytes(c, -len(raw)-prefix, 0)
+}
+
 // describeAddress returns the client's address for a log.
 func (c *connection) describeAddress() string {
 	if c.address.IsValid() {

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/usherproxy/usher/internal/filewatch"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // KeyPair is a server's certificate and key. Run reads them again when their files change, for new connections.
@@ -18,11 +21,14 @@ type KeyPair struct {
 	log               *slog.Logger
 	trigger           filewatch.Trigger
 	current           atomic.Pointer[tls.Certificate]
+	// rejected is why a new pair is not used; nil: it is. changed is fired when the two change.
+	rejected atomic.Pointer[error]
+	changed  filewatch.Trigger
 }
 
 // NewKeyPair reads a certificate chain and its key, both in PEM.
 func NewKeyPair(certFile, keyFile string, log *slog.Logger) (*KeyPair, error) {
-	k := &KeyPair{certFile: certFile, keyFile: keyFile, log: log, trigger: filewatch.NewTrigger()}
+	k := &KeyPair{certFile: certFile, keyFile: keyFile, log: log, trigger: filewatch.NewTrigger(), changed: filewatch.NewTrigger()}
 	pair, err := k.read()
 	if err != nil {
 		return nil, err
@@ -53,17 +59,68 @@ func (k *KeyPair) Run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			logged = ""
+			k.rejected.Store(nil)
 			if before := k.current.Swap(pair); string(pair.Certificate[0]) != string(before.Certificate[0]) {
 				k.log.Info("TLS certificate replaced", "until", pair.Leaf.NotAfter)
 			}
 		case final && err.Error() != logged:
 			logged = err.Error()
+			k.rejected.Store(&err)
 			k.log.Error("cannot use the new TLS certificate; the old one stays in use", "error", err)
 		}
+		k.changed.Fire()
 		return err == nil
 	}
 	filewatch.Files([]string{k.certFile, k.keyFile}, filewatch.Options{Read: read, Logger: k.log, Again: k.trigger}).Run(ctx)
 	return nil
+}
+
+// Register registers the metrics of the certificate.
+func (k *KeyPair) Register(r prometheus.Registerer) {
+	gauge := func(name, help string, value func(validity) float64) {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			return value(chainOf(k.current.Load()).first())
+		}))
+	}
+	gauge("usher_tls_certificate_expiry_timestamp_seconds", "When the certificate of Usher's own ports (--tls-cert), or the one that signs it, expires: the earlier, in seconds since 1970.",
+		func(v validity) float64 { return float64(v.until.Unix()) })
+	gauge("usher_tls_certificate_lifetime_seconds", "How long the certificate of usher_tls_certificate_expiry_timestamp_seconds is valid altogether.",
+		func(v validity) float64 { return v.until.Sub(v.from).Seconds() })
+}
+
+// ReportProblems calls report with the problems of the certificate, at once and whenever they change, until ctx ends: it
+// expires, or a new one cannot be used (rejected), which Run logs. It returns nil.
+func (k *KeyPair) ReportProblems(ctx context.Context, report func(expiry, rejected []problem.Problem)) error {
+	for {
+		expiry, changes := chainOf(k.current.Load()).problems(k.certFile, time.Now())
+		var rejected []problem.Problem
+		if err := k.rejected.Load(); err != nil {
+			rejected = append(rejected, problem.Problem{
+				Where: k.certFile, At: problem.Position{File: k.certFile},
+				What: fmt.Sprintf("the new certificate cannot be used, and the old one stays in use: %v; correct the files", *err),
+			})
+		}
+		report(expiry, rejected)
+		var timer <-chan time.Time
+		if !changes.IsZero() {
+			timer = time.After(time.Until(changes))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer:
+		case <-k.changed:
+		}
+	}
+}
+
+// Describe returns "ok" with the dates of the certificate, or the problem that it has at a time.
+func (k *KeyPair) Describe(now time.Time) string {
+	c := chainOf(k.current.Load())
+	if problems, _ := c.problems(k.certFile, now); len(problems) > 0 {
+		return problems[0].What
+	}
+	return "ok, until " + c.first().until.UTC().Format(time.RFC3339)
 }
 
 // Reload makes Run read the pair at once.

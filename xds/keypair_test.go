@@ -8,19 +8,24 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
@@ -64,14 +69,19 @@ func (k keyFiles) must(err error) {
 	}
 }
 
-// pair makes a key and a certificate with a serial number.
+// pair makes a key and a certificate with a serial number, which is valid for an hour.
 func pair(t *testing.T, serial int64) (cert, key []byte) {
+	t.Helper()
+	return pairUntil(t, serial, time.Now(), time.Now().Add(time.Hour))
+}
+
+func pairUntil(t *testing.T, serial int64, begin, end time.Time) (cert, key []byte) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotBefore: begin, NotAfter: end}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		t.Fatal(err)
@@ -135,6 +145,31 @@ func TestCertificateIsReplaced(t *testing.T) {
 	files.replace(pair(t, 4))
 	log.await(t, "TLS certificate replaced")
 	wantServed(t, addr, 4)
+}
+
+func TestCertificateIsAMetric(t *testing.T) {
+	files, day, metrics := newKeyFiles(t), time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), prometheus.NewRegistry()
+	files.replace(pairUntil(t, 1, day, day.Add(time.Minute)))
+	keys, log := runKeyPair(t, files)
+	keys.Register(metrics)
+	want := func(expiry time.Time, lifetime time.Duration) {
+		t.Helper()
+		families, err := metrics.Gather()
+		if err != nil || len(families) != 2 {
+			t.Fatalf("got %v, %v, want 2 metrics", families, err)
+		}
+		got := []float64{families[0].GetMetric()[0].GetGauge().GetValue(), families[1].GetMetric()[0].GetGauge().GetValue()}
+		if !slices.Equal(got, []float64{float64(expiry.Unix()), lifetime.Seconds()}) {
+			t.Errorf("the metrics are %v, want %v and %v", got, expiry.Unix(), lifetime.Seconds())
+		}
+	}
+	want(day.Add(time.Minute), time.Minute)
+	files.replace(pairUntil(t, 2, day, day.Add(time.Hour)))
+	log.await(t, "TLS certificate replaced")
+	want(day.Add(time.Hour), time.Hour)
+	if problems, err := testutil.GatherAndLint(metrics); err != nil || len(problems) > 0 {
+		t.Errorf("promlint: %v, %v", problems, err)
+	}
 }
 
 // A directory above the files is replaced.
@@ -211,7 +246,7 @@ func serveTLS(t *testing.T, keys *xds.KeyPair, o xds.Options) string {
 	go func() { served <- server.Serve(l) }()
 	t.Cleanup(func() {
 		server.Stop()
-		if err := <-served; err != nil {
+		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) { // it was stopped before it began
 			t.Error(err)
 		}
 	})
@@ -252,4 +287,41 @@ func TestConnectionReachesAuthorizerAndSource(t *testing.T) {
 	if address := s.watchedNodes()[0].Peer; !address.IsLoopback() {
 		t.Errorf("the source saw the address %v", address)
 	}
+}
+
+// TestAnExpiredCertificateIsAProblemUntilItIsRenewed also has new files that cannot be used.
+func TestAnExpiredCertificateIsAProblemUntilItIsRenewed(t *testing.T) {
+	files := newKeyFiles(t)
+	files.replace(pairUntil(t, 1, time.Now().Add(-2*time.Hour), time.Now().Add(-time.Minute)))
+	keys, _ := runKeyPair(t, files)
+	reports := make(chan []problem.Problem, 16)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = keys.ReportProblems(ctx, func(expiry, rejected []problem.Problem) { reports <- append(expiry, rejected...) })
+	}()
+	defer func() { cancel(); <-done }()
+	want := func(severity problem.Severity, what string) {
+		t.Helper()
+		timeout := time.After(20 * time.Second)
+		for {
+			select {
+			case got := <-reports:
+				if what == "" && len(got) == 0 || what != "" && len(got) == 1 && got[0].Where == files.cert() &&
+					got[0].Severity == severity && strings.HasPrefix(got[0].What, what) {
+					return
+				}
+			case <-timeout:
+				t.Fatalf("no problem %q", what)
+			}
+		}
+	}
+	want(problem.Outage, "the certificate expired at ")
+	files.replace(pair(t, 2))
+	want(0, "")
+	files.replace([]byte("x"), []byte("y"))
+	want(problem.Degraded, "the new certificate cannot be used, and the old one stays in use: ")
+	files.replace(pair(t, 3))
+	want(0, "")
 }

@@ -67,26 +67,14 @@ const (
 	answerTime = 5 * time.Minute
 
 	knownTime      = 10 * time.Minute // for which a token is known after its last stream has ended
-	maxKnownTokens = 10_000
-	maxIdleCallers = 1000 // without connections, whose rates are kept
-
-	refusalLogTime  = time.Minute // between two log lines about one caller's refusals
-	maxRefusalLines = 10          // of all callers, per second
+	maxKnownTokens = 10_000           // of streams, and as many of reports
+	maxIdleCallers = 1000             // without connections, whose rates are kept
 )
-
-// refusalLog limits the log lines about one caller: one at once, then one per minute with the number of refusals.
-type refusalLog struct {
-	written time.Time
-	count   int // since then
-	// The latest refusal.
-	address, reason string
-	credential      Credential
-}
 
 // countLimit counts a limit that was reached, and logs it. mu is locked.
 func (a *admission) countLimit(c *connection, limit, reason string, credential Credential) {
 	a.metrics.limited.WithLabelValues(limit).Inc()
-	a.logRefusal(c, credential, reason+" (limit "+limit+"; SECURITY.md lists the limits)")
+	a.logRefusal(c, credential, Node{}, reason+" (limit "+limit+"; SECURITY.md lists the limits)")
 }
 
 // reportLimit is countLimit with its own lock.
@@ -96,38 +84,29 @@ func (a *admission) reportLimit(c *connection, limit string, credential Credenti
 	a.countLimit(c, limit, reason, credential)
 }
 
-// reportRefusal logs a stream that is refused or denied. A denial counts against the caller.
+// reportRefusal logs a stream that is refused or denied, and is not read any more. A denial counts against the caller.
 func (a *admission) reportRefusal(c *connection, credential Credential, reason string, denied bool) {
+	a.reportDenial(c, credential, Node{}, reason, denied)
+}
+
+// reportDenial is reportRefusal for a stream whose node is known.
+func (a *admission) reportDenial(c *connection, credential Credential, n Node, reason string, denied bool) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
+	defer a.unlock()
+	a.dropUnread(c)
 	if denied {
 		c.caller.denied.Allow()
 	}
-	a.logRefusal(c, credential, reason)
+	a.logRefusal(c, credential, n, reason)
 }
 
 // logRefusal logs now or within a minute. mu is locked.
-func (a *admission) logRefusal(c *connection, credential Credential, reason string) {
-	r := &c.caller.refusals
-	r.count++
-	r.address, r.credential, r.reason = c.describeAddress(), credential, reason
-	wait := refusalLogTime - time.Since(r.written)
-	switch {
-	case wait <= 0:
-		a.writeRefusals(r)
-	case r.count == 1:
-		time.AfterFunc(wait, func() {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			a.writeRefusals(r)
-		})
+func (a *admission) logRefusal(c *connection, credential Credential, n Node, reason string) {
+	log, address := a.log, c.describeAddress()
+	if n.ID != "" {
+		log = log.With("envoy", n.ID, "cluster", n.Cluster, "release", n.Release())
 	}
-}
-
-func (a *admission) writeRefusals(r *refusalLog) {
-	if !a.logLimiter.Allow() {
-		return // the caller's next line counts them
-	}
-	a.log.Warn("envoy refused", "address", r.address, "count", r.count, "token", r.credential, "error", r.reason)
-	r.written, r.count = time.Now(), 0
+	a.refusals.add(NetworkOf(c.address), func(count int) {
+		log.Warn("envoy refused", "address", address, "count", count, "token", credential, "error", reason)
+	})
 }

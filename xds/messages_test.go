@@ -1,9 +1,12 @@
 package xds_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
+	"net"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -16,8 +19,10 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/internal/testing/messages"
 	"github.com/usherproxy/usher/xds"
@@ -45,6 +50,7 @@ func TestMessages(t *testing.T) {
 		"unknown names": unknownNames,
 		"large request": refused(fakeenvoy.Options{}, eds, strings.Repeat("x", 4<<20)),
 		"no protobuf":   noProtobuf,
+		"two nodes":     twoNodes,
 		"first request": silent,
 		"denied":        answered(status.Error(codes.PermissionDenied, "the token has no service:write")),
 		"not checked":   answered(errors.New("connection refused")),
@@ -69,11 +75,59 @@ func TestMessages(t *testing.T) {
 		})
 	}
 	printed = append(printed, keyPairMessages(t)...)
+	printed = append(printed, handshakeMessages(t)...)
+	printed = append(printed, expiryMessages(t)...)
 	for name, typ := range map[string]xds.Type{"": xds.Cluster, "web": xds.Listener} {
 		_, err := xds.NewResource(typ, name, cluster("web", 1))
 		printed = append(printed, "resource: "+err.Error())
 	}
 	messages.Check(t, printed, "status.Error", "status.Errorf", "fmt.Errorf", "errors.New", "countLimit", "endUnread", "Warn", "Error", "Info")
+}
+
+// handshakeMessages has a line for each reason.
+func handshakeMessages(t *testing.T) []string {
+	t.Helper()
+	var log strings.Builder
+	h := xds.NewHandshakes(slog.New(slog.NewTextHandler(&log, nil)), nil)
+	synctest.Test(t, func(*testing.T) {
+		for i, text := range []string{
+			"tls: first record does not look like a TLS handshake", "remote error: tls: unknown certificate authority",
+			"remote error: tls: expired certificate", "remote error: tls: bad certificate",
+			"tls: client offered only unsupported versions: [301]", "EOF", "credentials: cannot check peer: missing selected ALPN property",
+		} {
+			err := errors.New(text)
+			if text == "EOF" {
+				err = io.EOF
+			}
+			h.Failed("xds", &net.TCPAddr{IP: net.IPv4(10, 0, 0, byte(i)), Port: 4000}, err)
+		}
+		server, client := net.Pipe()
+		go func() { _, _ = client.Write([]byte{22}) }()
+		_, _, _ = h.Credentials("xds", insecure.NewCredentials()).ServerHandshake(server)
+		h.Failed("xds", &net.TCPAddr{IP: net.IPv4(10, 0, 1, 1)}, os.ErrDeadlineExceeded)
+		time.Sleep(2 * time.Minute)
+	})
+	return messagesIn(log.String())
+}
+
+// expiryMessages has the problems of certificates.
+func expiryMessages(t *testing.T) (problems []string) {
+	t.Helper()
+	for _, until := range []time.Duration{-time.Minute, 10 * time.Minute, 3 * time.Hour} {
+		files := newKeyFiles(t)
+		files.replace(pairUntil(t, 1, time.Now().Add(until-2*time.Hour), time.Now().Add(until)))
+		keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		_ = keys.ReportProblems(ctx, func(found, _ []problem.Problem) {
+			what := regexp.MustCompile(`\d{4}-\S+Z`).ReplaceAllString(found[0].What, "2030-01-02T03:04:05Z")
+			problems = append(problems, "tls.crt: "+what)
+			cancel()
+		})
+	}
+	return problems
 }
 
 var loggedLine = regexp.MustCompile(`msg=("(?:[^"\\]|\\.)*"|\S+)(?:.* error=("(?:[^"\\]|\\.)*"|\S+))?`)
@@ -149,6 +203,11 @@ func unknownNames(r *harness) error {
 
 func noProtobuf(r *harness) error {
 	_ = r.raw().Send(1, 2, []byte{0xff, 0xff})
+	return nil
+}
+
+func twoNodes(r *harness) error {
+	_ = r.raw().Send(1, 4, []byte{0x0a, 0, 0x0a, 0})
 	return nil
 }
 

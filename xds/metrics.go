@@ -10,11 +10,11 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Metrics counts what a server does. No label depends on who connects.
+// Metrics counts what a server does. No label depends on who connects. An Observer can count NACKs.
 type Metrics struct {
-	responses, acks, nacks, bytes, denied, limited *prometheus.CounterVec
-	streams, connections, limits                   *prometheus.GaugeVec
-	pendingStreams, requestBytes                   prometheus.Gauge
+	responses, acks, bytes, denied, limited *prometheus.CounterVec
+	streams, connections, limits            *prometheus.GaugeVec
+	pendingStreams, requestBytes            prometheus.Gauge
 }
 
 // NewMetrics registers the metrics, unless r is nil. Every series exists from the start, with the value zero.
@@ -38,7 +38,6 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		streams:   gauge("usher_xds_streams", "Open streams.", "protocol", delta.name, stateOfTheWorld.name),
 		responses: counter("usher_xds_responses_total", "Responses sent.", "type", typeNames[:]...),
 		acks:      counter("usher_xds_acks_total", "Responses that Envoy accepted (ACK).", "type", typeNames[:]...),
-		nacks:     counter("usher_xds_nacks_total", "Responses that Envoy rejected (NACK).", "type", typeNames[:]...),
 		bytes:     counter("usher_xds_resource_bytes_total", "Bytes of the resources sent.", "type", typeNames[:]...),
 		denied: counter("usher_xds_denied_streams_total",
 			"Streams that ended because their token was denied, or (unavailable) because Consul could not be asked.",

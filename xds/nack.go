@@ -1,18 +1,24 @@
 package xds
 
 import (
-	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+
+	"github.com/usherproxy/usher/internal/redaction"
 )
 
 // nackState is what is known of an Envoy's NACKs of one type.
 type nackState struct {
 	inARow      int
 	lastAcked   string // a nonce
+	ackedAt     time.Time
 	backoffEnd  time.Time
-	clearReport func()
+	rejections  []*Rejection // those with something that Envoy still refuses; the newest is the last
+	reported    *Rejection   // never modified
+	clearReport func()       // nil: none is reported
 }
 
 // How long a type waits after several NACKs in a row. Without a backoff, an Envoy that rejects and asks again at once
@@ -29,32 +35,54 @@ func (s *session) recordAnswer(t Type, answered *response, rejection *statuspb.S
 	if rejection == nil {
 		s.options.Metrics.acks.WithLabelValues(t.String()).Inc()
 		s.log.Debug("acknowledged", "type", t, "nonce", answered.nonce)
-		n.lastAcked = answered.nonce
-		if n.inARow > 0 {
-			s.log.Info("envoy accepts updates again", "type", t, "nonce", n.lastAcked)
-			n.clearReport()
-			n.inARow, n.clearReport = 0, nil
-		}
+		n.lastAcked, n.ackedAt, n.inARow = answered.nonce, time.Now(), 0
 		return
 	}
-	s.options.Metrics.nacks.WithLabelValues(t.String()).Inc()
 	r := Rejection{
-		Version: versionOf(answered.resources), Nonce: answered.nonce, AcceptedNonce: n.lastAcked,
-		Resources: answered.names(), Message: redact(rejection.GetMessage()),
+		Version: versionOf(answered.resources), Nonce: answered.nonce, AcceptedNonce: n.lastAcked, AcceptedAt: n.ackedAt,
+		Message: redact(rejection.GetMessage()),
 	}
-	s.log.Error("envoy rejected an update", "type", t, "version", r.Version, "nonce", r.Nonce,
-		"accepted_nonce", r.AcceptedNonce, "resources", r.Resources, "error", r.Message)
+	r.Resources, r.Missing = s.state.types[t].refusedNames()
+	s.log.Error("envoy rejected an update", "type", t, "version", r.Version[:12], "nonce", r.Nonce,
+		"accepted_nonce", r.AcceptedNonce, "resources", FirstNames(r.Resources), "error", r.Message)
 	n.inARow++
+	n.rejections = append(n.rejections, &r)
 	s.reportRejection(t, r)
 	s.backOff(t)
+}
+
+// updateRejections corrects the reports of what Envoy refuses, as far as it has accepted something since, or something was
+// removed.
+func (s *session) updateRejections() {
+	for t := range s.nacks {
+		n, refused := &s.nacks[t], s.state.types[t].refused
+		if n.clearReport == nil {
+			continue
+		}
+		if len(refused) == 0 {
+			s.log.Info("envoy accepts updates again", "type", Type(t), "nonce", n.lastAcked)
+			n.clearReport()
+			n.clearReport, n.rejections, n.reported = nil, nil, nil
+			continue
+		}
+		n.rejections = slices.DeleteFunc(n.rejections, func(r *Rejection) bool {
+			return !slices.ContainsFunc(refused, func(of refusal) bool { return of.nonce == r.Nonce })
+		})
+		latest := *n.rejections[len(n.rejections)-1]
+		latest.Resources, latest.Missing = s.state.types[t].refusedNames()
+		latest.Repeated = true
+		if !slices.Equal(latest.Resources, n.reported.Resources) || !slices.Equal(latest.Missing, n.reported.Missing) {
+			s.reportRejection(Type(t), latest)
+		}
+	}
 }
 
 // reportRejection replaces the report of the type's previous rejection.
 func (s *session) reportRejection(t Type, r Rejection) {
 	before := s.nacks[t].clearReport
-	s.nacks[t].clearReport = func() {}
-	if s.options.Rejections != nil {
-		s.nacks[t].clearReport = s.options.Rejections.Rejected(*s.node, t, r)
+	s.nacks[t].reported, s.nacks[t].clearReport = &r, func() {}
+	if s.options.Observer != nil {
+		s.nacks[t].clearReport = s.options.Observer.Rejected(*s.node, t, r)
 	}
 	if before != nil {
 		before()
@@ -88,13 +116,11 @@ func (s *session) updateBackoffs() {
 	}
 }
 
-// privateKey matches a private key in PEM, complete or cut off, in a text that may have \n for its line ends.
-var privateKey = regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)`)
-
-// redact makes a message of Envoy fit for a log: it may quote a cluster, which may have its private key inline.
+// redact makes a message of Envoy fit for a log: one line without secrets. It may quote a cluster, which may have its key
+// inline.
 func redact(message string) string {
 	const longest = 2048 // bytes; Envoy quotes without limit
-	message = privateKey.ReplaceAllString(message, "(private key)")
+	message = strings.ReplaceAll(strings.TrimSpace(redaction.Text(message)), "\n", "; ")
 	if len(message) > longest {
 		message = message[:longest] + "..."
 	}

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -22,6 +23,16 @@ type Node struct {
 	UserAgent           string            // "envoy" for an Envoy
 	Major, Minor, Patch uint32            // Envoy's release; all zero if unknown
 	Peer                netip.Addr        // the caller's Address
+	Stream              uint64            // the number of its stream, once that is authorized; each has another one
+	Forwarded           bool              // its stream comes from another server of this process (Server.ServeDecrypted)
+}
+
+// Release returns Envoy's release, such as "1.36.2", or "unknown".
+func (n Node) Release() string {
+	if n.Major == 0 && n.Minor == 0 && n.Patch == 0 {
+		return "unknown"
+	}
+	return fmt.Sprintf("%d.%d.%d", n.Major, n.Minor, n.Patch)
 }
 
 // The most that a stream may have before it is authorized.
@@ -48,8 +59,12 @@ const (
 	valueString         = 3
 )
 
-// NodeOf decodes the node of an encoded DeltaDiscoveryRequest; the zero Node if it has none. It keeps the metadata of the
-// given keys only. Its errors may be sent to the caller.
+// errAmbiguous means that another decoder may read another node in a request: an encoded message may repeat a field, and may
+// change the type of a value.
+var errAmbiguous = errors.New("its node has a field twice; check that the caller is an Envoy")
+
+// NodeOf decodes the node of an encoded DeltaDiscoveryRequest as every decoder does; the zero Node if it has none. It keeps
+// the metadata of the given keys only. Its errors may be sent to the caller.
 func NodeOf(request []byte, keys []string) (Node, error) {
 	return delta.node(request, keys, netip.Addr{})
 }
@@ -57,12 +72,13 @@ func NodeOf(request []byte, keys []string) (Node, error) {
 // node decodes the node of a request; the zero Node if it has none. It keeps the metadata of the given keys only.
 // Its errors may be sent to the caller: they do not repeat what they refuse.
 func (p protocol) node(raw rawRequest, keys []string, caller netip.Addr) (Node, error) {
-	encoded, err := wire.Field(raw, p.fields.node)
+	encoded, err := onlyField(raw, p.fields.node)
 	if err != nil {
 		return Node{}, err
 	}
 	n := Node{Metadata: map[string]string{}, Peer: caller}
-	err = wire.Fields(encoded, func(number protowire.Number, value []byte) (err error) {
+	decoded := []protowire.Number{nodeID, nodeCluster, nodeUserAgent, nodeMetadata, nodeBuildVersion}
+	err = distinctFields(encoded, decoded, func(number protowire.Number, value []byte) (err error) {
 		switch number {
 		case nodeID:
 			n.ID, err = nodeText("id", value)
@@ -80,24 +96,82 @@ func (p protocol) node(raw rawRequest, keys []string, caller netip.Addr) (Node, 
 	return n, err
 }
 
+// distinctFields calls visit with the fields of a message that have one of the numbers. It returns errAmbiguous if one is
+// there twice.
+func distinctFields(data []byte, numbers []protowire.Number, visit func(number protowire.Number, value []byte) error) error {
+	var seen uint64 // has a bit for each of the numbers
+	return wire.Fields(data, func(number protowire.Number, value []byte) error {
+		i := slices.Index(numbers, number)
+		switch {
+		case i < 0:
+			return nil
+		case seen&(1<<i) != 0:
+			return errAmbiguous
+		}
+		seen |= 1 << i
+		return visit(number, value)
+	})
+}
+
+// onlyField returns the value of the field with a number, or nil. It returns errAmbiguous if there are several.
+func onlyField(data []byte, number protowire.Number) (only []byte, err error) {
+	err = distinctFields(data, []protowire.Number{number}, func(_ protowire.Number, value []byte) error {
+		only = value
+		return nil
+	})
+	return only, err
+}
+
 // decodeMetadata decodes the strings in a google.protobuf.Struct.
 func (n *Node) decodeMetadata(encoded []byte, keys []string) error {
+	seen := make([]bool, len(keys))
 	return wire.Fields(encoded, func(number protowire.Number, item []byte) error {
 		if number != structFields {
 			return nil
 		}
-		name, err := wire.Field(item, mapKey)
+		name, err := onlyField(item, mapKey)
 		i := slices.Index(keys, string(name))
 		if err != nil || i < 0 {
 			return err
 		}
-		text, err := wire.Field(item, mapValue, valueString)
+		if seen[i] {
+			return errAmbiguous
+		}
+		seen[i] = true
+		value, err := onlyField(item, mapValue)
+		if err != nil {
+			return err
+		}
+		text, err := stringOf(value)
 		if err != nil || len(text) == 0 {
 			return err
 		}
 		n.Metadata[keys[i]], err = nodeText("metadata "+keys[i], text)
 		return err
 	})
+}
+
+// stringOf returns the string in an encoded google.protobuf.Value; nil for another type. It returns errAmbiguous unless the
+// Value has one field.
+func stringOf(value []byte) ([]byte, error) {
+	if len(value) == 0 {
+		return nil, nil
+	}
+	number, typ, n := protowire.ConsumeTag(value)
+	if n < 0 {
+		return nil, wire.ErrInvalid
+	}
+	value = value[n:]
+	switch n := protowire.ConsumeFieldValue(number, typ, value); {
+	case n < 0:
+		return nil, wire.ErrInvalid
+	case n < len(value):
+		return nil, errAmbiguous
+	case number != valueString || typ != protowire.BytesType:
+		return nil, nil
+	}
+	text, _ := protowire.ConsumeBytes(value)
+	return text, nil
 }
 
 // decodeBuildVersion decodes an envoy.config.core.v3.BuildVersion.

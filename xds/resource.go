@@ -137,6 +137,15 @@ func (r *Resource) Version() string { return r.version }
 // Size is the number of encoded bytes, without the envelope.
 func (r *Resource) Size() int { return r.size }
 
+// Body returns the message, encoded. An Envoy gets the same bytes.
+func (r *Resource) Body() (*anypb.Any, error) {
+	var response discoveryv3.DeltaDiscoveryResponse
+	if err := proto.Unmarshal(r.deltaItem.ReadOnlyData(), &response); err != nil {
+		return nil, err
+	}
+	return response.Resources[0].Resource, nil
+}
+
 // childrenOf returns the names of the child type to which Envoy will subscribe once it has m.
 func childrenOf(t Type, m proto.Message) []string {
 	child, ok := childTypes[t]

@@ -38,11 +38,17 @@ type Authorizer interface {
 	Authorize(ctx context.Context, c Caller, n Node) (expiry time.Time, err error)
 }
 
-// Rejections receives the updates that Envoys reject.
-type Rejections interface {
+// Observer receives what Envoys reject, lack and have. Its functions must not block.
+type Observer interface {
 	// Rejected reports that an Envoy rejects the latest response of a type. The server calls clearReport once: when
-	// the Envoy accepts a later response, rejects another one, or its stream ends. Neither function may block.
+	// the Envoy accepts a later response, rejects another one, or its stream ends.
 	Rejected(n Node, t Type, r Rejection) (clearReport func())
+	// HeldBack reports, after each change, which listeners are held back that the Envoy does not have. The stream of
+	// an Envoy has one n. ended is true in the last call for it, without listeners: the stream has ended.
+	HeldBack(n *Node, listeners []string, ended bool)
+	// Delivered reports that an Envoy has accepted everything in a set that it subscribes to, and so what was in the sets
+	// before. n is that of its stream.
+	Delivered(n *Node, s *Set)
 }
 
 // Rejection describes a response that an Envoy rejects.
@@ -50,8 +56,13 @@ type Rejection struct {
 	// Version and Nonce are those of the response. AcceptedNonce is the nonce of the last response of the type that
 	// the Envoy accepted on this stream, or empty.
 	Version, Nonce, AcceptedNonce string
-	Resources                     []string // the first few names in the response
-	Message                       string   // Envoy's error, shortened and without private keys
+	AcceptedAt                    time.Time // when the Envoy accepted that response; zero: none on this stream
+	// Resources are what the Envoy refuses, in order: those that its error names, or all that have changed in the response,
+	// and those that it has refused before. A resource is one of them until it is sent again and accepted, or removed.
+	Resources []string
+	Missing   []string // those of Resources of which the Envoy has no version, because it has rejected each one
+	Repeated  bool     // it was reported before, and Resources have changed since
+	Message   string   // Envoy's error, shortened and without private keys
 }
 
 // Options are the parts of a server. Source, Authorizer and Logger are required.
@@ -60,13 +71,14 @@ type Options struct {
 	Authorizer  Authorizer
 	Logger      *slog.Logger
 	Credentials credentials.TransportCredentials // nil means plain text
-	Rejections  Rejections                       // may be nil
+	Observer    Observer                         // may be nil
 	Metrics     *Metrics                         // may be nil
 	// Reauthorize is how long an answer of the Authorizer is valid. A stream whose answer has expired ends, or is
 	// sent nothing. Zero means 30 s.
 	Reauthorize  time.Duration
 	MetadataKeys []string // of the node's metadata that Source and Authorizer read
 	Limits       Limits   // of what callers may use
+	Reports      Reports  // nil: Envoys report nothing
 }
 
 // Server serves the AggregatedDiscoveryService.
@@ -93,6 +105,9 @@ func NewServer(o Options) *Server {
 	s := &Server{options: o, admission: newAdmission(o.Limits, o.Metrics, o.Logger)}
 	s.grpc = grpc.NewServer(serverOptions(o.Credentials)...)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.grpc, s)
+	if o.Reports != nil {
+		s.grpc.RegisterService(&reportService, s)
+	}
 	return s
 }
 
@@ -135,6 +150,7 @@ func (s *Server) Stop() {
 	s.admission.shutDown()
 	s.grpc.Stop()
 	s.background.Wait()
+	s.admission.refusals.stop()
 }
 
 // Streams returns how many streams are open.

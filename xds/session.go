@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -56,7 +57,10 @@ type session struct {
 	ackTimer        <-chan time.Time // fires when something has waited for Envoy for too long; nil while nothing waits
 	mustCutOff      bool             // Envoy must not get what it has not read yet
 	nacks           [NumTypes]nackState
+	heldBack        []string         // the listeners that Envoy lacks
 	backoffTimer    <-chan time.Time // fires when the next backoff is over
+	connectedAt     time.Time        // when it was authorized
+	delivered       *Set             // the last one that Envoy has had completely
 
 	authResults chan authResult // the Authorizer's next answer
 	// authTimer fires when the Authorizer is to be asked again, and while it is asked, when its latest answer expires.
@@ -130,7 +134,10 @@ func (s *session) run() error {
 		if err != nil {
 			return err
 		}
+		s.updateRejections()
 		s.sendNext()
+		s.publishStatus()
+		s.reportDelivered()
 	}
 }
 
@@ -142,6 +149,16 @@ func (s *session) push() {
 	case s.ackTimer == nil:
 		s.ackTimer = time.After(ackTimeout)
 	}
+	s.reportHeldBack()
+}
+
+// reportHeldBack reports which listeners Envoy lacks, if that has changed.
+func (s *session) reportHeldBack() {
+	lacks := s.state.types[Listener].lacks()
+	if s.options.Observer != nil && !slices.Equal(lacks, s.heldBack) {
+		s.options.Observer.HeldBack(s.node, lacks, false)
+	}
+	s.heldBack = lacks
 }
 
 // start runs f in a goroutine. Its error or panic ends the stream.
@@ -177,16 +194,10 @@ func (s *session) read() error {
 		select {
 		case s.requests <- raw:
 		case <-s.ctx.Done():
-			s.releaseRequest(raw)
+			s.conn.releaseRequest(raw)
 			return nil
 		}
 	}
-}
-
-// releaseRequest ends the request's count against the limits.
-func (s *session) releaseRequest(raw rawRequest) {
-	const prefix = 5 // bytes that gRPC puts before each message
-	s.admission.countRequestBytes(s.conn, -len(raw)-prefix, 0)
 }
 
 // write writes messages. If Envoy does not read one, only the end of the stream's handler ends it.
@@ -203,7 +214,7 @@ func (s *session) write() error {
 
 // handleRequest handles a request. The first one must have a node.
 func (s *session) handleRequest(raw rawRequest) error {
-	defer s.releaseRequest(raw)
+	defer s.conn.releaseRequest(raw)
 	if s.node == nil {
 		if err := s.authorize(raw); err != nil {
 			return err
@@ -304,11 +315,12 @@ func (s *session) authorize(raw rawRequest) error {
 	}
 	expiry, err := s.options.Authorizer.Authorize(s.ctx, s.caller, node)
 	if err != nil {
-		return s.deny(err)
+		return s.deny(node, err)
 	}
-	s.node = &node
+	node.Forwarded, node.Stream = s.conn.decrypted, s.admission.authorizedStreams.Add(1)
+	s.node, s.connectedAt = &node, time.Now()
 	s.admitted.markAuthorized(s.node)
-	s.log = s.log.With("envoy", node.ID, "address", s.conn.describeAddress())
+	s.log = s.log.With("envoy", node.ID, "release", node.Release(), "address", s.conn.describeAddress())
 	s.log.Info("envoy connected", "cluster", node.Cluster, "protocol", s.protocol.name)
 	s.start(&s.workers, s.watchSource)
 	s.renewAuthorization(expiry)
@@ -316,12 +328,12 @@ func (s *session) authorize(raw rawRequest) error {
 }
 
 // deny turns an Authorizer's error into the end of the stream.
-func (s *session) deny(err error) error {
+func (s *session) deny(n Node, err error) error {
 	if s.ctx.Err() != nil {
 		return status.FromContextError(s.ctx.Err()).Err()
 	}
 	denied := s.options.Metrics.countDenial(err)
-	s.admission.reportRefusal(s.conn, s.caller.Credential, status.Convert(err).Message(), denied)
+	s.admission.reportDenial(s.conn, s.caller.Credential, n, status.Convert(err).Message(), denied)
 	if !denied {
 		return errNotChecked
 	}
@@ -399,7 +411,7 @@ func (s *session) reauthorize() error {
 func (s *session) handleAuthResult(r authResult) error {
 	if r.err != nil {
 		s.mustCutOff = true
-		return s.deny(r.err)
+		return s.deny(*s.node, r.err)
 	}
 	s.renewAuthorization(r.expiry)
 	return nil
@@ -426,6 +438,9 @@ func (s *session) close() {
 	}
 	if s.mustCutOff && s.hasUnread() {
 		_ = s.conn.Close()
+	}
+	if s.options.Observer != nil && len(s.heldBack) > 0 {
+		s.options.Observer.HeldBack(s.node, nil, true)
 	}
 	for _, n := range s.nacks {
 		if n.clearReport != nil {

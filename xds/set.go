@@ -34,7 +34,8 @@ type Collection struct {
 	resources ordered.Map[*Resource]
 	heldBack  map[string]bool
 
-	mu sync.Mutex
+	mu      sync.Mutex
+	version string // see Version; empty: not needed yet
 	// changed are the names that differ from changedFrom. A strong pointer would keep old collections alive.
 	changedFrom weak.Pointer[Collection]
 	changed     []string
@@ -87,6 +88,20 @@ func (c *Collection) All() iter.Seq2[string, *Resource] { return c.items().All()
 // HeldBack returns the names that are held back, in order.
 func (c *Collection) HeldBack() []string { return slices.Sorted(maps.Keys(c.heldBack)) }
 
+// Version is the hash of all names and versions, in hexadecimal: equal resources have equal ones, in every process.
+func (c *Collection) Version() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.version == "" {
+		list := make([]*Resource, 0, c.Len())
+		for _, r := range c.All() {
+			list = append(list, r)
+		}
+		c.version = versionOf(list)
+	}
+	return c.version
+}
+
 // Equal reports whether an Envoy would get the same from both.
 func (c *Collection) Equal(other *Collection) bool {
 	return c == other || c != nil && other != nil &&
@@ -104,6 +119,27 @@ func (c *Collection) changedSince(old *Collection) []string {
 		c.changedFrom, c.changed = from, difference(old, c)
 	}
 	return c.changed
+}
+
+// ChangedSince returns the names of the resources that are not in old, that differ, and that are only in old; nil is empty.
+func (c *Collection) ChangedSince(old *Collection) (added, changed, removed []string) {
+	if c == old || c == nil {
+		return nil, nil, nil
+	}
+	if old == nil {
+		old = &Collection{}
+	}
+	for _, name := range c.changedSince(old) {
+		switch before, now := old.Get(name), c.Get(name); {
+		case now == nil && before != nil && !c.heldBack[name]:
+			removed = append(removed, name)
+		case now != nil && before == nil:
+			added = append(added, name)
+		case now != before:
+			changed = append(changed, name)
+		}
+	}
+	return added, changed, removed
 }
 
 func difference(old, current *Collection) []string {

@@ -87,6 +87,7 @@ func (s *streamState) respond(typ Type, withRemovals bool) {
 		return
 	}
 	upserts, removals := t.changes()
+	t.forgetRemoved()
 	upserts = t.deferAggregates(upserts)
 	if !withRemovals {
 		removals = nil
@@ -149,7 +150,7 @@ func (s *streamState) listenersAcked() bool {
 	}
 	for _, typ := range []Type{Listener, Route} {
 		t := &s.types[typ]
-		if t.awaitingACK != nil || t.nacked || t.started && t.dirty > 0 || t.envoyHasHeldBack() {
+		if t.awaitingACK != nil || len(t.refused) > 0 || t.started && t.dirty > 0 || t.envoyHasHeldBack() {
 			return false
 		}
 	}

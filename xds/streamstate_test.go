@@ -93,7 +93,7 @@ func (m *fakeClient) unacknowledged() (types [NumTypes]bool) {
 func (m *fakeClient) transmit(inflight [NumTypes]bool) {
 	for r := m.state.next(); r != nil; r = m.state.next() {
 		if !m.ackTimedOut && r.typ >= Listener && (inflight[Secret] || inflight[Cluster] || inflight[Endpoint]) {
-			m.t.Errorf("%s %v sent while their dependencies are not acknowledged", r.typ, r.names())
+			m.t.Errorf("%s %v sent while their dependencies are not acknowledged", r.typ, r.resources)
 		}
 		if !m.ackTimedOut && r.typ < Listener && len(r.removals) > 0 && (inflight[Listener] || inflight[Route]) {
 			m.t.Errorf("%s %v removed while listeners or routes are not acknowledged", r.typ, r.removals)

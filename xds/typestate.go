@@ -28,7 +28,7 @@ type typeState struct {
 	responded   bool      // something was sent
 	lastNonce   string    // of the latest response
 	awaitingACK *response // the latest response, until Envoy answers it
-	nacked      bool      // the latest answer was a NACK
+	refused     []refusal // in the order of the NACKs; nil: Envoy has accepted all that it has answered
 	backingOff  bool      // nothing is sent after several NACKs
 }
 
@@ -41,6 +41,8 @@ type response struct {
 	resources []*Resource
 	// removals are the removed names. A full state is sent without them: it leaves their resources out.
 	removals []string
+	changed  []*Resource // those of the resources that Envoy was not sent yet in this version, or is to get again
+	added    []string    // those of the resources that Envoy does not have in any version
 }
 
 // wildcardName subscribes to all resources of a type.
@@ -53,7 +55,8 @@ func (t *typeState) handleRequest(r request) (answered *response) {
 		return nil // the answer to the latest response will repeat it all
 	}
 	if t.awaitingACK != nil && r.nonce == t.awaitingACK.nonce {
-		answered, t.awaitingACK, t.nacked = t.awaitingACK, nil, r.errorDetail != nil
+		answered, t.awaitingACK = t.awaitingACK, nil
+		t.updateRefused(answered, r.errorDetail != nil, r.errorDetail.GetMessage())
 	}
 	first := !t.started
 	if first {
@@ -283,15 +286,26 @@ func (t *typeState) envoyHasHeldBack() bool {
 	return t.started && t.wouldRemoveHeldBack()
 }
 
+// lacks returns the names that are held back and that Envoy does not have, in order.
+func (t *typeState) lacks() []string {
+	if !t.started || t.baseline == nil || len(t.baseline.heldBack) == 0 || t.wouldRemoveHeldBack() {
+		return nil
+	}
+	return slices.DeleteFunc(t.baseline.HeldBack(), func(name string) bool { return t.get(name).sent })
+}
+
 // newResponse returns a response, and marks its changes as sent.
 func (t *typeState) newResponse(nonce string, upserts []*Resource, removals []string) *response {
+	r := &response{typ: t.typ, nonce: nonce, resources: upserts, changed: upserts, removals: removals}
 	for _, u := range upserts {
+		if !t.get(u.Name()).sent && t.versionInfo == "" {
+			r.added = append(r.added, u.Name())
+		}
 		t.markSent(u)
 	}
 	for _, name := range removals {
 		t.markRemoved(name)
 	}
-	r := &response{typ: t.typ, nonce: nonce, resources: upserts, removals: removals}
 	if t.fullState() {
 		r.resources = t.sentResources()
 	}
@@ -320,17 +334,16 @@ func versionOf(list []*Resource) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// names returns the names of the first resources.
-func (r *response) names() []string {
+// MoreNames stands for further names at the end of FirstNames.
+const MoreNames = "..."
+
+// FirstNames returns the first few of the names, which are enough for a message.
+func FirstNames(names []string) []string {
 	const most = 10
-	var names []string
-	for _, c := range r.resources {
-		if len(names) == most {
-			return append(names, "...")
-		}
-		names = append(names, c.Name())
+	if len(names) <= most {
+		return names
 	}
-	return names
+	return append(slices.Clone(names[:most]), MoreNames)
 }
 
 func sortByName(list []*Resource) {

@@ -20,7 +20,7 @@ func bootstrapCommand() *cobra.Command {
 		Short: "Print an Envoy bootstrap for a gateway, in JSON.",
 		Long: "Bootstrap prints the bootstrap of an Envoy that is an instance of a gateway: envoy -c <(usher bootstrap …).\n" +
 			"The instance has to be registered in Consul. A bootstrap of \"consul connect envoy -gateway=ingress\" works, too.",
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if o.Token, err = readToken(tokenFile); err != nil {

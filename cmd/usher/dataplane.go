@@ -16,8 +16,8 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// listenDataplane binds --dataplane-addr, if it is set, and adds the server for it. It has the log and the credentials of the
-// xDS server, which answers for gateways.
+// listenDataplane binds --dataplane-addr, if it is set, and adds the server for it. It has the log of the xDS server, which
+// answers for gateways.
 func (s *servers) listenDataplane(ctx context.Context, o serveOptions, client *consul.Client, like xds.Options, metrics prometheus.Registerer) error {
 	if o.dataplaneAddr == "" {
 		return nil
@@ -30,9 +30,9 @@ func (s *servers) listenDataplane(ctx context.Context, o serveOptions, client *c
 		return fmt.Errorf("--dataplane-addr %s: %w", o.dataplaneAddr, err)
 	}
 	s.dataplane = dataplane.NewServer(dataplane.Options{
-		XDS: s.xds, DialConsul: client.DialGRPC, Logger: like.Logger, Credentials: like.Credentials,
+		XDS: s.xds, DialConsul: client.DialGRPC, Logger: like.Logger, Credentials: s.transport.credentials("dataplane"),
 		KindOf:       func(ctx context.Context, n xds.Node) (dataplane.Kind, error) { return kindOf(ctx, client, n) },
-		MetadataKeys: like.MetadataKeys, BootstrapTemplate: template,
+		MetadataKeys: like.MetadataKeys, BootstrapTemplate: template, Reports: like.Reports,
 		Metrics: dataplane.NewMetrics(metrics),
 		Limits: dataplane.Limits{
 			Connections:        dataplaneConnections(maxFiles(), o.limits.Connections),

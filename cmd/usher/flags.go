@@ -22,7 +22,8 @@ import (
 // serveOptions are the flags of usher serve. Consul's environment variables replace an empty address of Consul.
 type serveOptions struct {
 	consulHTTPAddr, consulGRPCAddr       string
-	xdsAddr, dataplaneAddr, adminAddr    string
+	xdsAddr, dataplaneAddr               string
+	admin                                adminOptions
 	configFile, configDir                string
 	kubeconfig, balancerRecord           string
 	balancerGrace                        time.Duration
@@ -34,6 +35,8 @@ type serveOptions struct {
 	tokenReview                          bool
 	loginAuthMethod, loginTokenFile      string
 	webhook                              webhookOptions
+	connectionReports                    bool
+	reportKeyFile, reportKeySecret       string
 	limits                               xds.Limits
 	gateways                             []string
 	watched                              []gateway.ID // from gateways
@@ -42,6 +45,7 @@ type serveOptions struct {
 
 	logOut  io.Writer
 	signals signals
+	flags   map[string]flagValue // all of them, to be shown
 }
 
 func serveCommand() *cobra.Command {
@@ -52,14 +56,14 @@ func serveCommand() *cobra.Command {
 		Long: "Serve watches Consul (or, with --config-dir, files) and serves each Envoy the resources of its ingress\n" +
 			"gateway. Consul's environment variables (CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT and the others)\n" +
 			"have the same meaning as for Consul's own commands. A flag wins over its variable.",
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(); err != nil {
 				return err
 			}
 			received, stop := notify()
 			defer stop()
-			o.signals = received
+			o.signals, o.flags = received, flagValues(cmd.Flags())
 			return serve(cmd.Context(), o)
 		},
 	}
@@ -70,12 +74,7 @@ func serveCommand() *cobra.Command {
 // register adds all flags of usher serve.
 func (o *serveOptions) register(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.consulHTTPAddr, "consul-http-addr", "",
-		"Address of Consul's HTTP API: host:port, http(s)://host:port or unix:///path. "+
-			"Default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500.")
-	f.StringVar(&o.consulGRPCAddr, "consul-grpc-addr", "",
-		"Address of Consul's gRPC API, which signs the certificates for TLS listeners. It has the same forms. "+
-			"Default: CONSUL_GRPC_ADDR, else the host of the HTTP API with the port that the agent reports.")
+	o.registerSource(f)
 	f.StringVar(&o.xdsAddr, "xds-addr", "127.0.0.1:18000", "Address that Envoys connect to: host:port or unix:///path.")
 	f.StringVar(&o.dataplaneAddr, "dataplane-addr", "",
 		"Address (host:port) that consul-dataplane connects to instead of Consul's gRPC port. "+
@@ -84,17 +83,9 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.DurationVar(&o.dataplaneDrainTime, "dataplane-drain-time", bootstrap.DefaultDrainTime,
 		"How long the Envoy of a gateway that connects by --dataplane-addr goes on to serve when its pod ends. "+
 			"0 leaves it with consul-dataplane's own bootstrap, with which it ends at once.")
-	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Address of /healthz, /readyz, /metrics and /envoys.")
-	f.StringVar(&o.configFile, "config", "", "File with Usher's settings for all gateways or for single ones."+reloaded)
-	f.StringVar(&o.configDir, "config-dir", "",
-		"Directory with config entries and service definitions, instead of Consul. "+
-			"Without Consul, no token is checked: every caller gets the configuration."+reloaded)
-	f.StringVar(&o.kubeconfig, "kubeconfig", "",
-		"Kubeconfig of the cluster that has the gateways' Services (mode auto). "+
-			"Default: the cluster that Usher runs in. Without a cluster, mode auto is off.")
-	f.DurationVar(&o.balancerGrace, "balancer-grace", loadbalancer.DefaultGrace,
-		"How long a load balancer may take to apply a change of its Service. "+
-			"Until then, its listeners accept connections with and without a PROXY header. Give all replicas the same value.")
+	f.StringVar(&o.admin.addr, "admin-addr", "127.0.0.1:18001", "Address of /healthz, /readyz, /status, /metrics, /envoys, /debug, and gRPC health and CSDS.")
+	f.BoolVar(&o.admin.remoteDebug, "admin-remote-debug", false, "Answer /debug and CSDS on --admin-addr also to callers that are not on loopback. "+
+		"They have profiles and the whole configuration of gateways, without keys and tokens.")
 	f.StringVar(&o.balancerRecord, "balancer-record", "",
 		"ConfigMap (NAMESPACE/NAME, must exist) that stores when each load balancer's setting changed, "+
 			"so that a restarted Usher ends the grace period at the same time as the others.")
@@ -116,16 +107,52 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.BoolVar(&o.tokenReview, "token-review", false,
 		"Also check each bearer token with Kubernetes (TokenReview): it has to be the one of the pod whose name is the gateway's "+
 			"service ID. Usher's service account then needs the right to create tokenreviews.")
-	f.StringVar(&o.loginAuthMethod, "login-auth-method", "",
-		"Auth method of Consul at which Usher logs in for its own token, instead of CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE.")
-	f.StringVar(&o.loginTokenFile, "login-bearer-token-file", serviceAccountTokenFile,
-		"File with the bearer token for --login-auth-method. Usher reads it at each login.")
 	o.webhook.register(f)
+	f.BoolVar(&o.connectionReports, "connection-reports", true,
+		"Let Envoys report to Usher which connections begin with a PROXY header. The mode auto goes by that, too, and problems and metrics show it.")
+	f.StringVar(&o.reportKeySecret, "connection-report-key-secret", "",
+		"Secret of Kubernetes (NAMESPACE/NAME, must exist) with the key by which Usher recognizes these reports. "+
+			"If its data has no \"key\", Usher writes a random one. Give all replicas the same Secret.")
+	f.StringVar(&o.reportKeyFile, "connection-report-key-file", "",
+		"File with such a key, 16 bytes or more, instead of a Secret. Give all replicas the same one, and keep it: another one changes all listeners. "+
+			"Default: CONSUL_HTTP_TOKEN. With CONSUL_HTTP_TOKEN_FILE or --login-auth-method there is no default, and Envoys report nothing without one of these flags.")
 	f.StringArrayVar(&o.gateways, "gateway", nil, "Gateway (NAME, or PARTITION/NAMESPACE/NAME) that Usher watches without an Envoy, too. "+
 		"Its first Envoy does not wait, and the log says if none connects. You can give several. Default: each gateway as long as it has an Envoy.")
 	limitFlags(f, &o.limits, &o.maxGateways)
 	f.StringVar(&o.logLevel, "log-level", "info", "Lowest level that is logged: debug, info, warn or error.")
 	f.StringVar(&o.logFormat, "log-format", "text", "Format of the log: text or json.")
+}
+
+// registerSource adds the flags that say where configuration comes from.
+func (o *serveOptions) registerSource(f *pflag.FlagSet) {
+	f.StringVar(&o.consulHTTPAddr, "consul-http-addr", "",
+		"Address of Consul's HTTP API: host:port, http(s)://host:port or unix:///path. "+
+			"Default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500.")
+	f.StringVar(&o.consulGRPCAddr, "consul-grpc-addr", "",
+		"Address of Consul's gRPC API, which signs the certificates for TLS listeners. It has the same forms. "+
+			"Default: CONSUL_GRPC_ADDR, else the host of the HTTP API with the port that the agent reports.")
+	f.StringVar(&o.configFile, "config", "", "File with Usher's settings for all gateways or for single ones."+reloaded)
+	f.StringVar(&o.configDir, "config-dir", "",
+		"Directory with config entries and service definitions, instead of Consul. "+
+			"Without Consul, no token is checked: every caller gets the configuration."+reloaded)
+	f.StringVar(&o.kubeconfig, "kubeconfig", "",
+		"Kubeconfig of the cluster that has the gateways' Services (mode auto). "+
+			"Default: the cluster that Usher runs in. Without a cluster, mode auto is off.")
+	f.DurationVar(&o.balancerGrace, "balancer-grace", loadbalancer.DefaultGrace,
+		"How long a load balancer may take to apply a change of its Service. "+
+			"Until then, its listeners accept connections with and without a PROXY header. Give all replicas the same value.")
+	f.StringVar(&o.loginAuthMethod, "login-auth-method", "",
+		"Auth method of Consul at which Usher logs in for its own token, instead of CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE.")
+	f.StringVar(&o.loginTokenFile, "login-bearer-token-file", serviceAccountTokenFile,
+		"File with the bearer token for --login-auth-method. Usher reads it at each login.")
+}
+
+// checkSource returns an error if the value of a flag of registerSource is out of bounds.
+func (o *serveOptions) checkSource() error {
+	if o.balancerGrace < time.Second {
+		return fmt.Errorf("--balancer-grace %v: it must be at least 1s, because every load balancer needs time to follow its Service; use a duration such as 10m", o.balancerGrace)
+	}
+	return nil
 }
 
 // serviceAccountTokenFile is where Kubernetes puts the token of a pod's service account.
@@ -136,9 +163,10 @@ const reloaded = " Changes are picked up without a restart."
 
 // check returns an error if the value of a flag is out of bounds.
 func (o *serveOptions) check() error {
+	if err := o.checkSource(); err != nil {
+		return err
+	}
 	switch {
-	case o.balancerGrace < 0:
-		return fmt.Errorf("--balancer-grace %v: it must not be negative; use a duration such as 10m", o.balancerGrace)
 	case o.reauthorize < time.Second:
 		return fmt.Errorf("--reauthorize-interval %v: it must be at least 1s; use a duration such as 30s", o.reauthorize)
 	case o.staleIfError < 0:
@@ -149,6 +177,10 @@ func (o *serveOptions) check() error {
 		return fmt.Errorf("--dataplane-drain-time %v: it must be from 0s to %v; use a duration such as 8s", o.dataplaneDrainTime, maxDrainTime)
 	case o.tokenReview && o.envoyLoginAuthMethod == "":
 		return errors.New("--token-review: it checks the bearer tokens of Envoys, which Usher refuses without --envoy-login-auth-method; set that, too")
+	case o.reportKeyFile != "" && o.reportKeySecret != "":
+		return errors.New("--connection-report-key-secret and --connection-report-key-file: there is one key; remove one of them")
+	case o.reportKeyFile+o.reportKeySecret != "" && !o.connectionReports:
+		return errors.New("--connection-reports=false: Envoys report nothing; remove it, or --connection-report-key-secret and --connection-report-key-file")
 	case o.configDir != "" && (o.envoyLoginAuthMethod != "" || o.loginAuthMethod != ""):
 		return errors.New("--config-dir: Usher reads files instead of Consul; remove --envoy-login-auth-method and --login-auth-method, or --config-dir")
 	}

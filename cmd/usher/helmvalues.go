@@ -34,15 +34,15 @@ func helmValuesCommand() *cobra.Command {
 	var o helmValuesOptions
 	cmd := &cobra.Command{
 		Use:   "helm-values -f consul-values.yaml",
-		Short: "Print the values that put ingress gateways of the Consul Helm chart under Usher.",
+		Short: "Print the values that move ingress gateways of the Consul Helm chart to Usher.",
 		Long: "Helm-values reads your values of the official Consul chart and prints values for a second -f. They give the\n" +
-			"gateways' pods an annotation with a bootstrap that leads Envoy to Usher, and the time to drain if they do not have it:\n\n" +
+			"gateways' pods an annotation with a bootstrap that connects Envoy to Usher, and the time to drain if they do not have it:\n\n" +
 			"  usher helm-values -f consul-values.yaml |\n" +
 			"    helm upgrade consul hashicorp/consul -n consul --version VERSION -f consul-values.yaml -f -\n\n" +
 			"The same helm upgrade without the second -f takes the gateways back. What you should know about your values is\n" +
 			"printed to stderr. Values that are only in the cluster come from \"helm get values consul -n consul | usher\n" +
 			"helm-values -f -\".",
-		Args: func(cmd *cobra.Command, args []string) error { return o.stopHelm(cmd, cobra.NoArgs(cmd, args)) },
+		Args: func(cmd *cobra.Command, args []string) error { return o.stopHelm(cmd, noArguments(cmd, args)) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !cmd.Flags().Changed("send-token") {
 				return o.stopHelm(cmd, o.run(cmd, nil))
@@ -50,7 +50,7 @@ func helmValuesCommand() *cobra.Command {
 			return o.stopHelm(cmd, o.run(cmd, &o.sendToken))
 		},
 	}
-	cmd.SetFlagErrorFunc(o.stopHelm)
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return o.stopHelm(cmd, flagError(cmd, err)) })
 	o.register(cmd)
 	return cmd
 }
@@ -88,7 +88,7 @@ func (o *helmValuesOptions) register(cmd *cobra.Command) {
 		"Default: true if global.acls.manageSystemACLs is.")
 	f.DurationVar(&o.drainTime, "drain-time", bootstrap.DefaultDrainTime, "How long the Envoy of a pod that Kubernetes ends goes on to serve. "+
 		"0 means that it ends at once.")
-	f.BoolVar(&o.check, "check", false, "Compare what runs in the cluster with what helm-values would print, and print the differences. "+
+	f.BoolVar(&o.check, "check", false, "Check whether the gateways' pods use Usher, by the annotation or by flags for consul-dataplane, and print what is wrong. "+
 		"The exit status is 1 if there are any.")
 	o.checkOptions.register(f)
 }
@@ -112,46 +112,78 @@ func (o *helmValuesOptions) run(cmd *cobra.Command, sendToken *bool) error {
 	if err != nil {
 		return err
 	}
-	if err := values.CheckChart(o.chartVersion); err != nil {
-		return err
-	}
-	bootstrapOptions, err := o.bootstrapOptions(values, sendToken)
-	if err != nil {
-		return err
-	}
-	template, err := bootstrap.DataplaneTemplate(bootstrapOptions)
-	if err != nil {
-		return err
-	}
-	overrideOptions := consulchart.OverrideOptions{Template: template, Gateways: o.gateways}
-	if bootstrapOptions.Drains() {
-		overrideOptions.GracePeriod = o.drainTime + endTime
-	}
-	override, err := values.Override(overrideOptions)
-	if err != nil {
-		return err
-	}
 	if o.check {
-		return o.checkOptions.run(cmd, target{namespace: o.namespace, prefix: values.Prefix(o.release)}, override)
+		return o.checkRunning(cmd, values, sendToken)
+	}
+	override, err := o.override(values, sendToken)
+	if err != nil {
+		return err
 	}
 	for _, n := range notices {
 		fmt.Fprintln(cmd.ErrOrStderr(), "notice:", n)
 	}
-	if bootstrapOptions.CAFile != "" && o.caPath == "" {
+	if override.bootstrap.CAFile != "" && o.caPath == "" {
 		fmt.Fprintf(cmd.ErrOrStderr(), "notice: --ca-file is not set, so Envoys verify Usher's certificate with Consul's CA (%s); "+
-			"if another CA has signed it, set --ca-file\n", bootstrapOptions.CAFile)
+			"if another CA has signed it, set --ca-file\n", override.bootstrap.CAFile)
 	}
-	return o.print(cmd.OutOrStdout(), override, bootstrapOptions.XDSAddr)
+	return o.print(cmd.OutOrStdout(), override)
+}
+
+// override is what helm-values prints, and the bootstrap in it.
+type override struct {
+	*consulchart.Override
+	bootstrap bootstrap.DataplaneOptions
+}
+
+// override returns what helm-values prints for the values. sendToken is nil if the values decide.
+func (o *helmValuesOptions) override(values *consulchart.Values, sendToken *bool) (*override, error) {
+	if err := values.CheckChart(o.chartVersion); err != nil {
+		return nil, err
+	}
+	b, err := o.bootstrapOptions(values, sendToken)
+	if err != nil {
+		return nil, err
+	}
+	template, err := bootstrap.DataplaneTemplate(b)
+	if err != nil {
+		return nil, err
+	}
+	overrideOptions := consulchart.OverrideOptions{Template: template, Gateways: o.gateways}
+	if b.Drains() {
+		overrideOptions.GracePeriod = o.drainTime + endTime
+	}
+	made, err := values.Override(overrideOptions)
+	return &override{made, b}, err
+}
+
+// checkRunning prints how what runs differs from gateways that use Usher. Without an override, only flags can have moved
+// them there.
+func (o *helmValuesOptions) checkRunning(cmd *cobra.Command, values *consulchart.Values, sendToken *bool) error {
+	gateways, err := values.ChosenGateways(o.gateways)
+	if err != nil {
+		return err
+	}
+	usher, err := o.usher()
+	if err != nil {
+		return err
+	}
+	t := target{namespace: o.namespace, prefix: values.Prefix(o.release), usher: usher}
+	override, err := o.override(values, sendToken)
+	if err != nil {
+		t.noAnnotation = err
+		return o.checkOptions.run(cmd, t, gateways)
+	}
+	return o.checkOptions.run(cmd, t, override.Gateways)
 }
 
 // print prints the override, with comments that say what it is.
-func (o *helmValuesOptions) print(w io.Writer, override *consulchart.Override, xdsAddr string) error {
+func (o *helmValuesOptions) print(w io.Writer, override *override) error {
 	var names []string
 	for _, g := range override.Gateways {
 		names = append(names, g.Gateway)
 	}
 	_, err := fmt.Fprintf(w, "# Values by usher helm-values: Envoys of %s connect to Usher at %s.\n"+
-		"# Give them to helm upgrade with a second -f, after your own values.\n%s", strings.Join(names, ", "), xdsAddr, override.Text)
+		"# Give them to helm upgrade with a second -f, after your own values.\n%s", strings.Join(names, ", "), override.bootstrap.XDSAddr, override.Text)
 	return err
 }
 
@@ -181,6 +213,18 @@ func readValues(paths []string, stdin io.Reader) (*consulchart.Values, error) {
 	return consulchart.Parse(files...)
 }
 
+// usher returns the names in --usher-service.
+func (o *helmValuesOptions) usher() (usherRelease, error) {
+	namespace, name, ok := strings.Cut(o.service, "/")
+	if !ok {
+		namespace, name = o.namespace, o.service
+	}
+	if namespace == "" || name == "" || strings.Contains(name, "/") {
+		return usherRelease{}, fmt.Errorf("--usher-service %s: use the NAME of a Service, or its NAMESPACE/NAME", o.service)
+	}
+	return usherRelease{namespace, name}, nil
+}
+
 // bootstrapOptions returns where Envoys find Usher, from the flags and the values.
 func (o *helmValuesOptions) bootstrapOptions(values *consulchart.Values, sendToken *bool) (bootstrap.DataplaneOptions, error) {
 	deferStats, err := values.DefersStats(o.chartVersion)
@@ -191,33 +235,38 @@ func (o *helmValuesOptions) bootstrapOptions(values *consulchart.Values, sendTok
 		XDSAddr: o.xdsAddr, CAFile: o.caPath, ServerName: o.serverName, DeferStats: deferStats, DrainTime: o.drainTime,
 	}
 	if b.XDSAddr == "" {
-		namespace, name, ok := strings.Cut(o.service, "/")
-		if !ok {
-			namespace, name = o.namespace, o.service
-		}
-		if namespace == "" || name == "" || strings.Contains(name, "/") {
-			return b, fmt.Errorf("--usher-service %s: use the NAME of a Service, or its NAMESPACE/NAME", o.service)
-		}
-		b.XDSAddr = fmt.Sprintf("https://%s.%s.svc:18000", name, namespace)
-	}
-	if o.caFile != "" && o.caPath != "" {
-		return b, errors.New("--ca-file and --ca-path-in-pod: both name the CA of Usher's certificate; set one of them")
-	}
-	if o.caFile != "" {
-		pem, err := os.ReadFile(o.caFile)
+		usher, err := o.usher()
 		if err != nil {
-			return b, fmt.Errorf("--ca-file: %w", err)
+			return b, err
 		}
-		b.CACert = string(pem)
+		b.XDSAddr = "https://" + usher.host() + ":18000"
 	}
-	if isTLS := strings.HasPrefix(b.XDSAddr, "https://"); isTLS && b.CACert == "" && b.CAFile == "" {
-		if b.CAFile = values.CAPathInPod(); b.CAFile == "" {
-			return b, fmt.Errorf("--ca-file: the gateways' pods need the CA of Usher's certificate for %s, and these values put none into them; "+
-				"set --ca-file to its PEM file, such as ca.crt of the Secret with Usher's certificate", b.XDSAddr)
-		}
+	if err := o.setCA(&b, values); err != nil {
+		return b, err
 	}
 	if send := values.SendsTokens(); sendToken != nil && *sendToken || sendToken == nil && send {
 		b.TokenFile = serviceAccountTokenFile
 	}
 	return b, nil
+}
+
+// setCA sets the CA of Usher's certificate: from the flags, or Consul's if the pods have it.
+func (o *helmValuesOptions) setCA(b *bootstrap.DataplaneOptions, values *consulchart.Values) error {
+	if o.caFile != "" && o.caPath != "" {
+		return errors.New("--ca-file and --ca-path-in-pod: both name the CA of Usher's certificate; set one of them")
+	}
+	if o.caFile != "" {
+		pem, err := os.ReadFile(o.caFile)
+		if err != nil {
+			return fmt.Errorf("--ca-file: %w", err)
+		}
+		b.CACert = string(pem)
+	}
+	if isTLS := strings.HasPrefix(b.XDSAddr, "https://"); isTLS && b.CACert == "" && b.CAFile == "" {
+		if b.CAFile = values.CAPathInPod(); b.CAFile == "" {
+			return fmt.Errorf("--ca-file: the gateways' pods need the CA of Usher's certificate for %s, and these values put none into them; "+
+				"set --ca-file to its PEM file, such as ca.crt of the Secret with Usher's certificate", b.XDSAddr)
+		}
+	}
+	return nil
 }

@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/usherproxy/usher/consul"
+	"github.com/usherproxy/usher/internal/adminport"
 	"github.com/usherproxy/usher/internal/consulchart"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
@@ -50,54 +51,66 @@ func (o *checkOptions) register(f *pflag.FlagSet) {
 // checkTime limits a whole check.
 const checkTime = time.Minute
 
-// target is where the chart's objects are.
-type target struct{ namespace, prefix string }
+// target is where the objects of the charts are.
+type target struct {
+	namespace, prefix string // of the Consul chart
+	usher             usherRelease
+	noAnnotation      error // why helm-values prints no annotation
+}
 
 // deployment returns the name of a gateway's Deployment.
 func (t target) deployment(gatewayName string) string { return t.prefix + "-" + gatewayName }
 
-// run prints what differs from the override. The error says that something does.
-func (o *checkOptions) run(cmd *cobra.Command, t target, override *consulchart.Override) error {
+// run prints how what runs differs from gateways that use Usher. The error says that something does.
+func (o *checkOptions) run(cmd *cobra.Command, t target, gateways []consulchart.GatewayConfig) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), checkTime)
 	defer cancel()
 	c, err := o.newChecker(t)
 	if err != nil {
 		return err
 	}
-	connected, err := o.envoys(ctx)
-	if err != nil {
+	if c.connected, err = o.envoys(ctx); err != nil {
+		return err
+	}
+	if c.front, err = c.readFront(ctx); err != nil {
 		return err
 	}
 	differ := false
-	for _, g := range override.Gateways {
-		running, found, err := c.running(ctx, g)
+	for _, g := range gateways {
+		differences, err := c.compare(ctx, cmd.OutOrStdout(), g)
 		if err != nil {
 			return err
-		}
-		running.Connected = connected
-		differences := []problem.Problem{found}
-		if found == (problem.Problem{}) {
-			differences = g.Compare(running)
 		}
 		for _, d := range differences {
 			fmt.Fprintln(cmd.OutOrStdout(), d)
 		}
-		if differ = differ || len(differences) > 0; len(differences) == 0 {
-			fmt.Fprintf(cmd.OutOrStdout(), "all %d pods of gateway %q use Usher\n", len(running.Pods), g.Gateway)
-		}
+		differ = differ || len(differences) > 0
 	}
 	for _, unasked := range o.unasked(c) {
 		fmt.Fprintln(cmd.ErrOrStderr(), "notice:", unasked)
 	}
 	if differ {
-		return errors.New("--check: what runs differs from what helm-values prints; see the lines above")
+		return errors.New("--check: not all of the gateways' pods use Usher as they should; see the lines above")
 	}
 	return nil
 }
 
+// compare returns how a gateway differs from one that uses Usher. It prints a line for one that does not.
+func (c *checker) compare(ctx context.Context, out io.Writer, g consulchart.GatewayConfig) ([]problem.Problem, error) {
+	running, found, err := c.running(ctx, g)
+	if err != nil || found != (problem.Problem{}) {
+		return []problem.Problem{found}, err
+	}
+	how, differences := g.Compare(running)
+	if len(differences) == 0 {
+		fmt.Fprintf(out, "all %d pods of gateway %q use Usher, by %s\n", len(running.Pods), g.Gateway, how)
+	}
+	return differences, nil
+}
+
 // unasked says what the check did not look at.
 func (o *checkOptions) unasked(c *checker) []string {
-	var notices []string
+	notices := c.front.unread
 	if c.consul == nil {
 		notices = append(notices, "the registrations in Consul were not checked; set --consul-http-addr or CONSUL_HTTP_ADDR")
 	}
@@ -112,6 +125,8 @@ type checker struct {
 	target     target
 	kubernetes rest.Interface
 	consul     *consul.Client // nil: do not ask it
+	connected  map[string]bool
+	front      *front
 }
 
 func (o *checkOptions) newChecker(t target) (*checker, error) {
@@ -167,19 +182,14 @@ func (c *checker) running(ctx context.Context, g consulchart.GatewayConfig) (con
 	if err != nil {
 		return r, problem.Problem{}, fmt.Errorf("deployment %s: %w", r.Deployment, err)
 	}
-	r.Template = deployment.Spec.Template.Annotations
-	var pods corev1.PodList
-	selector := metav1.FormatLabelSelector(deployment.Spec.Selector)
-	if err := c.get(ctx, "/api/v1/namespaces/"+c.target.namespace+"/pods", selector, &pods); err != nil {
+	template := deployment.Spec.Template
+	r.Template = podParts(template.Annotations, template.Spec)
+	r.Failure = failureOf(&deployment)
+	r.Connected, r.NoAnnotation = c.connected, c.target.noAnnotation
+	r.Front = c.front.of(c.target.namespace, template.Labels)
+	if r.Pods, err = c.pods(ctx, deployment.Spec.Selector); err != nil {
 		return r, problem.Problem{}, fmt.Errorf("pods of deployment %s: %w", r.Deployment, err)
 	}
-	for _, pod := range pods.Items {
-		over := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
-		if pod.DeletionTimestamp == nil && !over {
-			r.Pods = append(r.Pods, consulchart.RunningPod{Name: pod.Name, Annotations: pod.Annotations, Waiting: waitingFor(&pod)})
-		}
-	}
-	slices.SortFunc(r.Pods, func(a, b consulchart.RunningPod) int { return cmp.Compare(a.Name, b.Name) })
 	if c.consul != nil {
 		id := gateway.ID{Name: g.Gateway, Namespace: gateway.OmitDefault(g.Namespace), Partition: gateway.OmitDefault(g.Partition)}
 		if r.Registered, err = c.consul.ProxyConfigs(ctx, id); err != nil {
@@ -187,6 +197,42 @@ func (c *checker) running(ctx context.Context, g consulchart.GatewayConfig) (con
 		}
 	}
 	return r, problem.Problem{}, nil
+}
+
+// pods returns the pods that a selector selects, without those that are over or being deleted.
+func (c *checker) pods(ctx context.Context, selector *metav1.LabelSelector) ([]consulchart.RunningPod, error) {
+	var list corev1.PodList
+	err := c.get(ctx, "/api/v1/namespaces/"+c.target.namespace+"/pods", metav1.FormatLabelSelector(selector), &list)
+	var pods []consulchart.RunningPod
+	for _, pod := range list.Items {
+		over := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+		if pod.DeletionTimestamp == nil && !over {
+			pods = append(pods, consulchart.RunningPod{Name: pod.Name, PodParts: podParts(pod.Annotations, pod.Spec), Waiting: waitingFor(&pod)})
+		}
+	}
+	slices.SortFunc(pods, func(a, b consulchart.RunningPod) int { return cmp.Compare(a.Name, b.Name) })
+	return pods, err
+}
+
+// podParts returns what decides where the Envoy of a pod gets its configuration.
+func podParts(annotations map[string]string, spec corev1.PodSpec) consulchart.PodParts {
+	p := consulchart.PodParts{Annotations: annotations}
+	for _, c := range spec.Containers {
+		if c.Name == consulchart.GatewayContainer {
+			p.Args = c.Args
+		}
+	}
+	return p
+}
+
+// failureOf returns why Kubernetes cannot create pods of a Deployment; "" if it can.
+func failureOf(d *appsv1.Deployment) string {
+	for _, c := range d.Status.Conditions {
+		if c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue {
+			return c.Message
+		}
+	}
+	return ""
 }
 
 // get reads an object. The selector is for lists.
@@ -228,34 +274,13 @@ func (o *checkOptions) envoys(ctx context.Context) (map[string]bool, error) {
 	}
 	connected := map[string]bool{}
 	for _, addr := range o.adminAddrs {
-		envoys, err := envoysOf(ctx, addr)
-		if err != nil {
-			return nil, fmt.Errorf("--usher-admin-addr %s: %w", addr, err)
+		var envoys []connectedEnvoy
+		if err := adminport.New(addr, adminport.Usher).GetJSON(ctx, envoysPath, &envoys); err != nil {
+			return nil, fmt.Errorf("--usher-admin-addr: %w", err)
 		}
 		for _, e := range envoys {
 			connected[e.ServiceID] = true
 		}
 	}
 	return connected, nil
-}
-
-// envoysOf asks one Usher.
-func envoysOf(ctx context.Context, addr string) ([]connectedEnvoy, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+envoysPath, nil)
-	if err != nil {
-		return nil, err
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("the answer to %s is %s; check that this is the admin port of an Usher of this release", envoysPath, res.Status)
-	}
-	var envoys []connectedEnvoy
-	if err := json.NewDecoder(res.Body).Decode(&envoys); err != nil {
-		return nil, fmt.Errorf("the answer to %s is not Usher's: %w", envoysPath, err)
-	}
-	return envoys, nil
 }

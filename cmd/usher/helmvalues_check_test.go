@@ -20,21 +20,29 @@ import (
 
 // checked is what usher helm-values --check asks: an API server, a Consul and an Usher.
 type checked struct {
-	answers map[string]string // by path; others get 404
-	url     string
+	answers   map[string]string // by path; others get 404
+	forbidden map[string]bool   // by path
+	url       string
 }
 
 func newChecked(t *testing.T) *checked {
 	t.Helper()
-	c := &checked{answers: map[string]string{}}
+	c := &checked{answers: map[string]string{}, forbidden: map[string]bool{}}
+	c.answer(t, webhooksPath, map[string]any{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer, ok := c.answers[r.URL.Path]
-		if !ok {
-			w.WriteHeader(http.StatusNotFound)
-			answer = `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}`
-		}
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprint(w, answer)
+		refuse := func(code int, reason metav1.StatusReason) {
+			w.WriteHeader(code)
+			fmt.Fprintf(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": %q, "code": %d}`, reason, code)
+		}
+		switch answer, ok := c.answers[r.URL.Path]; {
+		case c.forbidden[r.URL.Path]:
+			refuse(http.StatusForbidden, metav1.StatusReasonForbidden)
+		case !ok:
+			refuse(http.StatusNotFound, metav1.StatusReasonNotFound)
+		default:
+			fmt.Fprint(w, answer)
+		}
 	}))
 	t.Cleanup(server.Close)
 	c.url = server.URL
@@ -68,6 +76,7 @@ func (c *checked) answer(t *testing.T, path string, object any) {
 const (
 	deploymentPath = "/apis/apps/v1/namespaces/consul/deployments/consul-consul-ingress-gateway"
 	podsPath       = "/api/v1/namespaces/consul/pods"
+	webhooksPath   = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 	catalogPath    = "/v1/catalog/service/ingress-gateway"
 )
 
@@ -91,17 +100,30 @@ func labAnnotation(t *testing.T) string {
 	return annotations[consulchart.Annotation]
 }
 
-// labDeployment returns the gateway's Deployment, and labPod a pod of it.
+// labDeployment returns the gateway's Deployment, with the annotation if it is not empty, and labPod a pod of it.
 func labDeployment(annotation string) *appsv1.Deployment {
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "consul-consul-ingress-gateway", Namespace: "consul"}}
-	labels := map[string]string{"component": "ingress-gateway"}
+	labels := map[string]string{"component": "ingress-gateway", "ingress-gateway-name": d.Name}
 	d.Spec.Selector = &metav1.LabelSelector{MatchLabels: labels}
 	d.Spec.Template = corev1.PodTemplateSpec{
-		ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: map[string]string{consulchart.Annotation: annotation}},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "ingress-gateway", Image: "consul-dataplane"}}},
+		ObjectMeta: metav1.ObjectMeta{Labels: labels},
+		Spec: corev1.PodSpec{
+			AutomountServiceAccountToken: new(bool),
+			Containers: []corev1.Container{{
+				Name: "ingress-gateway", Image: "consul-dataplane", Args: chartArgs,
+				VolumeMounts: []corev1.VolumeMount{{Name: "tmp", MountPath: "/tmp"}},
+			}},
+			Volumes: []corev1.Volume{{Name: "tmp"}},
+		},
+	}
+	if annotation != "" {
+		d.Spec.Template.Annotations = map[string]string{consulchart.Annotation: annotation}
 	}
 	return d
 }
+
+// chartArgs are the arguments of consul-dataplane in the Consul chart.
+var chartArgs = []string{"-addresses=consul-consul-server.consul.svc", "-grpc-port=8502", "-ca-certs=/consul/tls/ca/tls.crt"}
 
 func labPod(d *appsv1.Deployment, name string) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: d.Spec.Template.ObjectMeta, Spec: d.Spec.Template.Spec}
@@ -136,7 +158,7 @@ func (c *checked) useUsher(t *testing.T) {
 	c.answer(t, envoysPath, []connectedEnvoy{{Gateway: "ingress-gateway", ServiceID: "edge-1"}})
 }
 
-const differs = "--check: what runs differs from what helm-values prints; see the lines above"
+const differs = "--check: not all of the gateways' pods use Usher as they should; see the lines above"
 
 func TestCheckComparesWhatRuns(t *testing.T) {
 	const pod = `gateway "ingress-gateway": Pod edge-1: `
@@ -152,7 +174,11 @@ func TestCheckComparesWhatRuns(t *testing.T) {
 				"check --namespace and --release, and whether the chart is installed with these values",
 		},
 		{
-			"no annotation", func(c *checked) { c.answer(t, deploymentPath, labDeployment("")) },
+			"an empty annotation", func(c *checked) {
+				d := labDeployment("")
+				d.Spec.Template.Annotations = map[string]string{consulchart.Annotation: ""}
+				c.answer(t, deploymentPath, d)
+			},
 			`gateway "ingress-gateway": Deployment consul/consul-consul-ingress-gateway: the annotation consul.hashicorp.com/proxy-config-map ` +
 				"is not a JSON object (unexpected end of JSON input), so consul-k8s drops it and Envoy uses Consul's own xDS, without PROXY protocol; " +
 				"run helm upgrade with the output of usher helm-values",
@@ -183,7 +209,7 @@ func TestCheckComparesWhatRuns(t *testing.T) {
 			c.useUsher(t)
 			tc.change(c)
 			stdout, stderr, err := helmValues(t, "", c.flags(t)...)
-			want := "all 1 pods of gateway \"ingress-gateway\" use Usher\n"
+			want := "all 1 pods of gateway \"ingress-gateway\" use Usher, by the annotation\n"
 			if tc.want != "" {
 				want = tc.want + "\n"
 			}

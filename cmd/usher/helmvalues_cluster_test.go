@@ -25,15 +25,16 @@ import (
 type checkedCluster struct {
 	kubernetes rest.Interface
 	consul     *api.Client
+	kubeconfig string
 	flags      []string
 }
 
-func newCheckedCluster(t *testing.T) *checkedCluster {
+func newCheckedCluster(t *testing.T, o apiserver.Options) *checkedCluster {
 	t.Helper()
-	server := apiserver.Start(t, apiserver.Options{})
+	server := apiserver.Start(t, o)
 	consulAddr, client := startConsul(t)
 	kubeconfig := server.Kubeconfig(t, apiserver.Admin)
-	c := &checkedCluster{consul: client, flags: []string{
+	c := &checkedCluster{consul: client, kubeconfig: kubeconfig, flags: []string{
 		"--check", "-f", chartValues + "lab.yaml", "--kubeconfig", kubeconfig, "--kube-context", "lab", "--consul-http-addr", consulAddr,
 	}}
 	var err error
@@ -153,7 +154,7 @@ func (c *checkedCluster) register(t *testing.T, pod, annotation string) {
 // TestCheckFollowsARollOut goes through an upgrade: each step leaves one difference fewer, and the first is the one
 // that counts.
 func TestCheckFollowsARollOut(t *testing.T) {
-	c := newCheckedCluster(t)
+	c := newCheckedCluster(t, apiserver.Options{})
 	annotation := labAnnotation(t)
 	broken := "{" + annotation
 	for _, step := range []struct {
@@ -176,7 +177,7 @@ func TestCheckFollowsARollOut(t *testing.T) {
 		}, "Pod new: Consul has no instance"},
 		{func() { c.register(t, "new", broken) }, "Pod new: its registration in Consul has no envoy_bootstrap_json_tpl"},
 		{func() { c.register(t, "new", annotation) }, "Pod new: it is not ready: containers with unready status: [ingress-gateway]; "},
-		{func() { c.setReady(t, "new", corev1.ConditionTrue) }, `all 1 pods of gateway "ingress-gateway" use Usher`},
+		{func() { c.setReady(t, "new", corev1.ConditionTrue) }, `all 1 pods of gateway "ingress-gateway" use Usher, by the annotation`},
 	} {
 		step.do()
 		stdout, _, err := helmValues(t, "", c.flags...)

@@ -24,11 +24,10 @@ func helmValues(t *testing.T, stdin string, args ...string) (stdout, stderr stri
 	t.Helper()
 	var out, errOut bytes.Buffer
 	cmd := rootCommand()
-	cmd.SetArgs(append([]string{"helm-values"}, args...))
 	cmd.SetIn(strings.NewReader(stdin))
 	cmd.SetOut(&out)
 	cmd.SetErr(&errOut)
-	err = cmd.ExecuteContext(t.Context())
+	_, err = execute(t.Context(), cmd, append([]string{"helm-values"}, args...))
 	return out.String(), errOut.String(), err
 }
 
@@ -116,7 +115,7 @@ func TestHelmValuesStopsHelmAfterAnError(t *testing.T) {
 		"-f " + chartValues + "tab.yaml":                       "tab.yaml:11:1: the indentation of this line has 2 TABs, and YAML indents with spaces only; begin it with 8 spaces, as line 10 does\n",
 		"-f " + chartValues + "lab.yaml --gateway edge":        "--gateway edge: the values have no such gateway; use ingress-gateway",
 		"-f " + chartValues + "lab.yaml --chart-version 1.1.0": "--chart-version 1.1.0: consul-k8s 1.1.0 does not read the annotation",
-		"-f " + chartValues + "lab.yaml more":                  "unknown command",
+		"-f " + chartValues + "lab.yaml more":                  `takes no argument "more"`,
 		"-f " + chartValues + "lab.yaml --gatway a":            "unknown flag: --gatway",
 		"": "--values: the values of the Consul chart are needed",
 	} {
@@ -143,4 +142,13 @@ func testCA(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+// TestHelmGetsNoEmptyValues has errors in flags and arguments: Helm would take an empty file for no values.
+func TestHelmGetsNoEmptyValues(t *testing.T) {
+	for _, args := range []string{"-namespace x", "--valus x", "x", ""} {
+		if stdout, _, err := helmValues(t, "", strings.Fields(args)...); err == nil || stdout != noValues+"\n" {
+			t.Errorf("usher helm-values %s: %v, and stdout has %q", args, err, stdout)
+		}
+	}
 }

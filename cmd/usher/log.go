@@ -15,19 +15,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/redaction"
 )
 
-// logger returns the log of the process, and a function that closes it. Writing to the log never blocks. The metrics
-// count the lines that it drops.
-func (o serveOptions) logger(metrics prometheus.Registerer) (*slog.Logger, func(), error) {
-	queue := newLogQueue(o.logOut, o.logFormat, metrics)
-	log, err := newLogger(queue, o.logFormat, o.logLevel)
+// logger returns the log of the process, its last lines, and a function that closes it. Writing to the log never blocks.
+// The metrics count the lines that it drops.
+func (o serveOptions) logger(metrics prometheus.Registerer) (*slog.Logger, *recentLog, func(), error) {
+	queue, recent := newLogQueue(o.logOut, o.logFormat, metrics), &recentLog{}
+	log, err := newLogger(io.MultiWriter(recent, queue), o.logFormat, o.logLevel)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	go queue.run()
 	grpcErrors.log.Store(log)
-	return log, func() {
+	return log, recent, func() {
 		grpcErrors.log.Store(nil)
 		queue.close(logFlushTimeout)
 	}, nil
@@ -47,14 +48,14 @@ func (g *grpcLog) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// newLogger returns a logger that writes records of the level and above.
+// newLogger returns a logger that writes records of the level and above, without secrets.
 func newLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("--log-level %q is unknown%s; use debug, info, warn or error",
 			level, problem.DidYouMean(level, []string{"debug", "info", "warn", "error"}))
 	}
-	opts := &slog.HandlerOptions{Level: l}
+	opts := &slog.HandlerOptions{Level: l, ReplaceAttr: redactAttr}
 	switch format {
 	case "text":
 		return slog.New(slog.NewTextHandler(w, opts)), nil
@@ -62,6 +63,23 @@ func newLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(w, opts)), nil
 	}
 	return nil, fmt.Errorf("--log-format %q is unknown; use text or json", format)
+}
+
+// redactAttr returns an attribute without the secrets that its texts quote.
+func redactAttr(_ []string, a slog.Attr) slog.Attr {
+	switch v := a.Value.Any().(type) {
+	case string:
+		a.Value = slog.StringValue(redaction.Text(v))
+	case error:
+		a.Value = slog.StringValue(redaction.Text(v.Error()))
+	case []string:
+		texts := make([]string, len(v))
+		for i, text := range v {
+			texts[i] = redaction.Text(text)
+		}
+		a.Value = slog.AnyValue(texts)
+	}
+	return a
 }
 
 const (

@@ -180,3 +180,35 @@ func TestTheEndWaitsForTheLogNoLongerThanASecond(t *testing.T) {
 		reader.Close()
 	})
 }
+
+func TestWhyUsherEndsIsInTheFormatOfTheLog(t *testing.T) {
+	const text, json = "usher: ", `{"time":`
+	for args, begin := range map[string]string{
+		"--xds-addr 0.0.0.0:0 --log-format text":                           text,
+		"--xds-addr 0.0.0.0:0 --log-format json":                           json,
+		"--confg x --log-format json":                                      json,
+		"x --log-format=json":                                              json,
+		"-log-format json":                                                 json,
+		"--drain-time soon --log-format=json":                              json,
+		"--log-format json --confg x --log-format text":                    text,
+		"--config --log-format=json --confg x":                             text,
+		"--xds-addr 0.0.0.0:0 --webhook-arg -log-format --log-format json": json,
+	} {
+		line := errorLine(t, append([]string{"serve"}, strings.Fields(args)...))
+		if !strings.HasPrefix(line, begin) || strings.Count(line, "\n") != 1 {
+			t.Errorf("usher serve %s: %q, want %s", args, line, begin)
+		}
+	}
+	if line := errorLine(t, []string{"version", "--log-format", "json"}); !strings.HasPrefix(line, text) {
+		t.Errorf("a command without a log: %q", line)
+	}
+}
+
+// errorLine returns the line with which usher ends.
+func errorLine(t *testing.T, args []string) string {
+	t.Helper()
+	cmd, err := execute(t.Context(), rootCommand(), args)
+	var out bytes.Buffer
+	printError(&out, err, logsJSON(cmd, args))
+	return out.String()
+}

@@ -4,11 +4,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -22,18 +24,62 @@ func main() {
 	if os.Getenv("GRPC_GO_LOG_SEVERITY_LEVEL") == "" { // otherwise gRPC logs to stderr, for debugging
 		grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, &grpcErrors))
 	}
-	if err := rootCommand().ExecuteContext(context.Background()); err != nil {
-		printError(err)
-		os.Exit(1)
+	cmd, err := execute(context.Background(), rootCommand(), os.Args[1:])
+	status, silent := statusOf(cmd, err)
+	if !silent {
+		printError(os.Stderr, err, logsJSON(cmd, os.Args[1:]))
 	}
+	os.Exit(status)
 }
 
-// printError writes to stderr why the process ends. If the pipe is full, it gives up after logFlushTimeout.
-func printError(err error) {
+// troubleStatus is the annotation of a command whose exit status has a meaning other than 1 for an error.
+const troubleStatus = "exit status for errors"
+
+// statusOf returns the exit status for the end of a command, and whether there is nothing to print.
+func statusOf(cmd *cobra.Command, err error) (status int, silent bool) {
+	if e, ok := errors.AsType[exitError](err); ok {
+		return e.status, e.error == nil
+	}
+	if err == nil {
+		return 0, true
+	}
+	if trouble, err := strconv.Atoi(cmd.Annotations[troubleStatus]); err == nil {
+		return trouble, false
+	}
+	return 1, false
+}
+
+// exitError is an error with an exit status. Without an error in it, the command has printed its result, which is not the
+// good one.
+type exitError struct {
+	status int
+	error
+}
+
+// errBadResult ends a command with the status 1.
+var errBadResult = exitError{status: 1}
+
+// Error implements error.
+func (e exitError) Error() string {
+	if e.error == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.error.Error()
+}
+
+// Unwrap returns the error without the status.
+func (e exitError) Unwrap() error { return e.error }
+
+// printError writes to stderr why the process ends, in the format of its log. If the pipe is full, it gives up after logFlushTimeout.
+func printError(stderr io.Writer, err error, isJSON bool) {
 	printed := make(chan struct{})
 	go func() {
 		defer close(printed)
-		fmt.Fprintln(os.Stderr, "usher:", err)
+		if isJSON {
+			slog.New(slog.NewJSONHandler(stderr, nil)).Error("usher serve ended", "error", err.Error())
+			return
+		}
+		fmt.Fprintln(stderr, "usher:", err)
 	}()
 	select {
 	case <-printed:
@@ -51,11 +97,20 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	root.SetFlagErrorFunc(flagError)
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(
 		serveCommand(),
 		bootstrapCommand(),
+		validateCommand(),
+		renderCommand(),
+		diffCommand(),
+		cutoverCommand(),
 		helmValuesCommand(),
+		probeCommand(),
+		doctorCommand(),
+		statusCommand(),
+		supportBundleCommand(),
 		demoCommand(),
 		versionCommand(),
 	)
@@ -70,7 +125,7 @@ func demoCommand() *cobra.Command {
 		Short: "Run a demo on this machine: a load balancer that sends PROXY protocol, an Envoy and a service.",
 		Long: "Demo serves a gateway from files to a real Envoy, puts a small load balancer in front of it and a small service\n" +
 			"behind it, and makes three requests: PROXY protocol off; off behind a balancer that sends it; strict.",
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
@@ -79,7 +134,7 @@ func demoCommand() *cobra.Command {
 				Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 				Serve: func(ctx context.Context, dir, xdsAddr string) error {
 					return serve(ctx, serveOptions{
-						configDir: dir, xdsAddr: xdsAddr, adminAddr: "127.0.0.1:0",
+						configDir: dir, xdsAddr: xdsAddr, admin: adminOptions{addr: "127.0.0.1:0"},
 						logOut: os.Stderr, logLevel: "warn", logFormat: "text",
 					})
 				},

@@ -9,6 +9,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/usherproxy/usher/internal/controlplane"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // readiness decides what /readyz answers. Usher is ready while it can serve Envoys: its source answers, or at least
@@ -18,7 +21,10 @@ type readiness struct {
 	source    readinessChecker
 	balancers warner // nil outside Kubernetes
 	plane     interface{ HasSet() bool }
-	draining  atomic.Bool // Usher is not ready until the process ends
+	problems  interface {
+		Current() []controlplane.Reported
+	}
+	draining atomic.Bool // Usher is not ready until the process ends
 
 	mu        sync.Mutex
 	downSince time.Time // when the source stopped answering; zero while it answers
@@ -39,18 +45,47 @@ func (r *readiness) Ready() error {
 }
 
 // Warning implements readinessChecker, with a line for each warning. It starts with the reason why the source does
-// not answer.
+// not answer, and leaves out what Ready returns.
 func (r *readiness) Warning() string {
 	var warnings []string
-	if since, err := r.checkSource(); err != nil {
+	if since, err := r.checkSource(); err != nil && r.plane.HasSet() {
 		warnings = append(warnings,
 			fmt.Sprintf("%v (since %s); Envoys keep the last valid configuration", err, since.UTC().Format(time.RFC3339)))
 	}
-	warnings = append(warnings, r.source.Warning())
+	warnings = append(warnings, r.warnings()...)
+	warnings = append(warnings, r.problemLines()...)
+	return strings.Join(warnings, "\n")
+}
+
+// warnings returns the warnings of the source and of the load balancers, a line for each.
+func (r *readiness) warnings() []string {
+	text := r.source.Warning()
 	if r.balancers != nil {
-		warnings = append(warnings, r.balancers.Warning())
+		text += "\n" + r.balancers.Warning()
 	}
-	return strings.Join(slices.DeleteFunc(warnings, func(w string) bool { return w == "" }), "\n")
+	return slices.DeleteFunc(strings.Split(text, "\n"), func(line string) bool { return line == "" })
+}
+
+// maxProblemLines is how many problems /readyz has. The log has all.
+const maxProblemLines = 10
+
+// problemLines returns a line for each of the worst problems that are more than notices, and not the reason why Usher is
+// not ready.
+func (r *readiness) problemLines() (lines []string) {
+	var reason []string
+	if err := r.Ready(); err != nil {
+		reason = strings.Split(err.Error(), "\n")
+	}
+	current := slices.DeleteFunc(r.problems.Current(), func(p controlplane.Reported) bool {
+		return p.Severity == problem.Notice || slices.Contains(reason, p.String())
+	})
+	for _, p := range current[:min(len(current), maxProblemLines)] {
+		lines = append(lines, problemStatus(p).String())
+	}
+	if more := len(current) - maxProblemLines; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more problems; the log has all", more))
+	}
+	return lines
 }
 
 // run checks the source every second until ctx ends, to know when an outage began.

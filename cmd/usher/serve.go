@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/oklog/run"
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,49 +18,45 @@ import (
 // serve connects the stages, binds every port, and runs until ctx ends, a signal ends Usher, or one of the parts fails.
 func serve(ctx context.Context, o serveOptions) error {
 	// 1. Errors in the flags come before anything starts.
-	metrics := prometheus.NewRegistry()
-	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
-	metrics.MustRegister(collectors.NewGoCollector(), process, guard.Panics, thisBuild().metric())
-	log, flush, err := o.logger(metrics)
+	metrics := newMetrics()
+	log, recent, flush, err := o.logger(metrics)
 	if err != nil {
 		return err
 	}
 	defer flush()
-	transport, err := o.transport(log)
+	transport, err := o.newTransport(log, metrics)
 	if err != nil {
 		return err
 	}
+	defer transport.handshakes.Stop()
 
-	// 2. The sources: Consul or files, Kubernetes, and the config file.
+	// 2. The sources: Consul or files, Kubernetes, what Envoys report, and the config file.
 	problems := controlplane.NewProblems(log, metrics)
 	source, authorizer, client, err := o.newSource(log, metrics, problems)
 	if err != nil {
 		return err
 	}
-	balancers, err := o.connectKubernetes(log, metrics)
+	reports, balancers, err := o.newKubernetesSources(ctx, log, metrics, problems)
 	if err != nil {
 		return err
 	}
-	var configFile *configfile.File
-	if o.configFile != "" {
-		if configFile, err = configfile.Open(o.configFile, log); err != nil {
-			return err
-		}
+	configFile, err := o.openConfigFile(log)
+	if err != nil {
+		return err
 	}
 
 	// 3. The control plane: it watches gateways, compiles and publishes.
 	plane := controlplane.New(controlplane.Options{
-		Source: source, Balancers: balancers, Logger: log, Problems: problems,
-		Metrics: controlplane.NewMetrics(metrics), Gateways: o.watched, MaxGateways: o.maxGateways,
+		Source: source, Balancers: balancers, Logger: log, Problems: problems, Metrics: controlplane.NewMetrics(metrics),
+		Gateways: o.watched, Connections: reports.store, MaxGateways: o.maxGateways,
 	})
+	plane.SetReportKey(reports.key)
 
 	// 4. The servers and their ports: if a port is in use, the process ends.
 	options := xds.Options{
-		Source: plane, Authorizer: authorizer, Logger: log, Rejections: problems, Metrics: xds.NewMetrics(metrics),
+		Source: plane, Authorizer: authorizer, Logger: log, Observer: observer{problems, plane}, Metrics: xds.NewMetrics(metrics),
 		Reauthorize: o.reauthorize, MetadataKeys: controlplane.MetadataKeys, Limits: o.limits,
-	}
-	if transport != nil {
-		options.Credentials = transport.Credentials()
+		Reports: reports.taker(), Credentials: transport.credentials("xds"),
 	}
 	servers, err := newServers(ctx, o, options, transport)
 	if err != nil {
@@ -69,17 +66,17 @@ func serve(ctx context.Context, o serveOptions) error {
 	if err := servers.listenDataplane(ctx, o, client, options, metrics); err != nil {
 		return err
 	}
-	ready := &readiness{source: source, balancers: balancers, plane: plane}
-	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, ready)
+	ready := &readiness{source: source, balancers: balancers, plane: plane, problems: problems}
+	admin, err := newAdmin(ctx, o.admin, log, metrics, ready)
 	if err != nil {
 		return err
 	}
 	defer admin.stop()
-	admin.addEnvoys(servers.xds.Nodes)
+	admin.addPages(adminSources{plane, problems, servers, ready, recent, o})
 
 	// 5. Everything runs until the first part returns.
 	handler := &signalHandler{servers: servers, log: log, signals: o.signals, ready: ready, drainTime: o.drainTime}
-	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run}
+	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run, o.startChecks(log, client, transport).run}
 	if dir, ok := source.(*configdir.Source); ok {
 		handler.reloadables = append(handler.reloadables, reloadable{o.configDir, dir.Reload})
 	}
@@ -88,20 +85,44 @@ func serve(ctx context.Context, o serveOptions) error {
 		parts = append(parts, func(ctx context.Context) error { return configFile.Run(ctx, plane.SetConfigFile) })
 		handler.reloadables = append(handler.reloadables, reloadable{o.configFile, configFile.Reload})
 	}
-	if transport != nil {
-		parts = append(parts, transport.Run)
-		handler.reloadables = append(handler.reloadables, reloadable{o.tlsCert, transport.Reload})
+	if reports.secret != nil {
+		parts = append(parts, func(ctx context.Context) error { return reports.run(ctx, plane) })
+	}
+	if keys := transport.keys; keys != nil {
+		parts = append(parts, keys.Run, func(ctx context.Context) error { return keys.ReportProblems(ctx, problems.ReportCertificate) })
+		handler.reloadables = append(handler.reloadables, reloadable{o.tlsCert, keys.Reload})
 	}
 	if a, ok := authorizer.(consulAuthorizer); ok {
 		parts = append(parts, a.consul.Run)
 		defer a.close() //nolint:contextcheck // after everything that uses the logins, when ctx has ended
 	}
-	log.Info("serving", append(servers.addresses(), "admin", admin.listener.Addr().String(), "tls", transport != nil,
-		"version", thisBuild().Version)...)
+	log.Info("serving", append(servers.addresses(), "admin", admin.address(), "tls", transport.keys != nil, "version", thisBuild().Version)...)
 	g := groupOf(ctx, parts)
 	g.Add(servers.serve, func(error) { servers.stop() })
 	g.Add(admin.run, func(error) { admin.stop() })
 	return g.Run()
+}
+
+// observer receives what the xDS server observes.
+type observer struct {
+	*controlplane.Problems
+	*controlplane.Plane
+}
+
+// newMetrics returns the metrics of the process.
+func newMetrics() *prometheus.Registry {
+	metrics := prometheus.NewRegistry()
+	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
+	metrics.MustRegister(collectors.NewGoCollector(), process, guard.Panics, thisBuild().metric())
+	return metrics
+}
+
+// openConfigFile returns the config file; nil if there is none.
+func (o serveOptions) openConfigFile(log *slog.Logger) (*configfile.File, error) {
+	if o.configFile == "" {
+		return nil, nil
+	}
+	return configfile.Open(o.configFile, log)
 }
 
 // groupOf returns a group of the parts. When one part of the group returns, it ends the others.

@@ -22,14 +22,13 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// execute runs the command with args until it ends by itself.
-func execute(t *testing.T, args ...string) (string, error) {
+// usher runs the command with args until it ends by itself.
+func usher(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
 	cmd := rootCommand()
-	cmd.SetArgs(args)
 	cmd.SetOut(&out)
-	err := cmd.ExecuteContext(t.Context())
+	_, err := execute(t.Context(), cmd, args)
 	return out.String(), err
 }
 
@@ -53,13 +52,15 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 		{"Consul's address", []string{"--consul-http-addr", "ftp://x"}, `unknown scheme "ftp"; write host:port`},
 		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: Usher reads files instead of Consul"},
 		{"missing config file", []string{"--config", filepath.Join(empty, "none.hcl")}, "none.hcl"},
-		{"a grace of less than nothing", []string{"--balancer-grace", "-1s"}, "--balancer-grace -1s: it must not be negative"},
+		{"a grace of less than nothing", []string{"--balancer-grace", "-1s"}, "--balancer-grace -1s: it must be at least 1s"},
 		{"questions without a pause", []string{"--reauthorize-interval", "0"}, "--reauthorize-interval 0s: it must be at least 1s; use a duration such as 30s"},
 		{"questions nearly without a pause", []string{"--reauthorize-interval", "1ns"}, "--reauthorize-interval 1ns: it must be at least 1s; use a duration such as 30s"},
 		{"questions in the past", []string{"--reauthorize-interval", "-1s"}, "--reauthorize-interval -1s: it must be at least 1s; use a duration such as 30s"},
 		{"a drain of less than nothing", []string{"--drain-time", "-1ns"}, "--drain-time -1ns: it must be from 0s to 10m"},
 		{"a drain without an end", []string{"--drain-time", "10m1s"}, "--drain-time 10m1s: it must be from 0s to 10m"},
 		{"a drain that is no time", []string{"--drain-time", "5"}, "--drain-time"},
+		{"no grace", []string{"--balancer-grace", "0s"}, "--balancer-grace 0s: it must be at least 1s, because every load balancer needs time to follow its Service"},
+		{"a record without Kubernetes", []string{"--balancer-record", "consul/usher"}, "--balancer-record: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag"},
 		{"a record without a namespace", []string{"--balancer-record", "usher"}, "--balancer-record usher: use the NAMESPACE/NAME of a ConfigMap"},
 		{"missing kubeconfig", []string{"--kubeconfig", filepath.Join(empty, "none.conf")}, "none.conf"},
 		{"missing directory", []string{"--config-dir", filepath.Join(empty, "none")}, "none"},
@@ -67,7 +68,7 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 		{"admin port taken", []string{"--xds-addr", "127.0.0.1:0", "--admin-addr", taken.Addr().String()}, "--admin-addr " + taken.Addr().String() + ": "},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, err := execute(t, append([]string{"serve"}, tc.args...)...)
+			_, err := usher(t, append([]string{"serve"}, tc.args...)...)
 			if err == nil {
 				t.Fatal("it was accepted")
 			}
@@ -87,7 +88,7 @@ func TestEveryNumberHasAFloor(t *testing.T) {
 			if less == "" {
 				return
 			}
-			_, err := execute(t, cmd.Name(), "--"+f.Name, less)
+			_, err := usher(t, cmd.Name(), "--"+f.Name, less)
 			if err == nil || !strings.Contains(err.Error(), "--"+f.Name) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("usher %s --%s %s: %v, want one line that names the flag", cmd.Name(), f.Name, less, err)
 			}
@@ -184,7 +185,7 @@ func (c *fakeChecker) set(why error, warning string) {
 func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
 	c := &fakeChecker{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
 	other := &fakeChecker{}
-	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), &readiness{source: c, balancers: other, plane: new(fakePlane)})
+	a, err := newAdmin(t.Context(), adminOptions{addr: "127.0.0.1:0"}, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), &readiness{source: c, balancers: other, plane: new(fakePlane), problems: new(fakeProblems)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +230,7 @@ func TestBootstrapCarriesTheTokenOfConsulsEnvironment(t *testing.T) {
 		{nil, `"value": "from-env"`},
 		{[]string{"--token-file", file}, `"value": "from-file"`},
 	} {
-		out, err := execute(t, append([]string{"bootstrap", "--gateway", "edge"}, tc.args...)...)
+		out, err := usher(t, append([]string{"bootstrap", "--gateway", "edge"}, tc.args...)...)
 		if err != nil || !strings.Contains(out, tc.want) {
 			t.Errorf("%v: %v, want %s in\n%s", tc.args, err, tc.want, out)
 		}

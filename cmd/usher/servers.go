@@ -21,20 +21,21 @@ type servers struct {
 	dataplane         *dataplane.Server
 	dataplaneListener net.Listener
 	webhook           *webhook // nil without --webhook-addr
+	transport         transport
 }
 
 // newServers returns the xDS server and, if the flags ask for it, the webhook. It binds their ports.
-func newServers(ctx context.Context, o serveOptions, like xds.Options, transport *xds.KeyPair) (*servers, error) {
+func newServers(ctx context.Context, o serveOptions, like xds.Options, t transport) (*servers, error) {
 	l, err := listen(ctx, o.xdsAddr)
 	if err != nil {
 		return nil, fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
-	hook, err := o.webhook.listen(ctx, transport, like.Logger)
+	hook, err := o.webhook.listen(ctx, t, like.Logger)
 	if err != nil {
 		_ = l.Close()
 		return nil, err
 	}
-	return &servers{xds: xds.NewServer(like), xdsListener: l, webhook: hook}, nil
+	return &servers{xds: xds.NewServer(like), xdsListener: l, webhook: hook, transport: t}, nil
 }
 
 // serve returns when all servers have stopped or are drained; the webhook does not drain. An error of one stops the others.

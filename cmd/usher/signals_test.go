@@ -61,7 +61,7 @@ func startServe(t *testing.T, drainTime time.Duration) *testServe {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		s.ended <- serve(ctx, serveOptions{
-			configDir: entries, configFile: s.config, xdsAddr: "unix://" + s.socket, adminAddr: "127.0.0.1:0",
+			configDir: entries, configFile: s.config, xdsAddr: "unix://" + s.socket, admin: adminOptions{addr: "127.0.0.1:0"},
 			drainTime: drainTime, logOut: &s.log, logLevel: "info", logFormat: "text",
 			signals: signals{reload: s.reload, end: s.end},
 		})

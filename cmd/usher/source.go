@@ -5,18 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/internal/configdir"
 	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/kubeapi"
 	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/tokenreview"
@@ -36,7 +37,7 @@ func (o serveOptions) newSource(
 	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
 ) (configSource, xds.Authorizer, *consul.Client, error) {
 	if o.configDir == "" {
-		return o.newConsulSource(log, metrics)
+		return o.newConsulSource(log, metrics, problems)
 	}
 	if o.dataplaneAddr != "" {
 		return nil, nil, nil, errors.New("--dataplane-addr: consul-dataplane needs Consul; remove --config-dir, or --dataplane-addr")
@@ -54,14 +55,26 @@ func (o serveOptions) newSource(
 	return dir, allowAll{}, nil, nil
 }
 
+func (o serveOptions) newConsulClient(
+	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
+) (*consul.Client, error) {
+	return consul.NewClient(consul.Config{
+		HTTPAddr: o.consulHTTPAddr, GRPCAddr: o.consulGRPCAddr, LoginAuthMethod: o.loginAuthMethod, LoginBearerTokenFile: o.loginTokenFile,
+		Logger: log, Metrics: consul.NewMetrics(metrics), Report: problems.ReportLogged,
+	})
+}
+
+// newQuietConsulClient returns a client for a command that has neither log nor metrics.
+func (o serveOptions) newQuietConsulClient() (*consul.Client, error) {
+	log, metrics := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
+	return o.newConsulClient(log, metrics, controlplane.NewProblems(log, metrics))
+}
+
 // newConsulSource returns the source and the authorizer that use Consul, and their client.
 func (o serveOptions) newConsulSource(
-	log *slog.Logger, metrics prometheus.Registerer,
+	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
 ) (configSource, xds.Authorizer, *consul.Client, error) {
-	client, err := consul.NewClient(consul.Config{
-		HTTPAddr: o.consulHTTPAddr, GRPCAddr: o.consulGRPCAddr, LoginAuthMethod: o.loginAuthMethod, LoginBearerTokenFile: o.loginTokenFile,
-		Logger: log, Metrics: consul.NewMetrics(metrics),
-	})
+	client, err := o.newConsulClient(log, metrics, problems)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -70,8 +83,8 @@ func (o serveOptions) newConsulSource(
 		consul: consul.NewAuthorizer(client, consul.AuthorizerOptions{StaleIfError: o.staleIfError, BearerAuthMethod: o.envoyLoginAuthMethod}),
 	}
 	if o.tokenReview {
-		kubernetes, err := loadbalancer.ConnectUnlimited(o.kubeconfig)
-		if errors.Is(err, loadbalancer.ErrNotInCluster) {
+		kubernetes, err := kubeapi.ConnectUnlimited(o.kubeconfig)
+		if errors.Is(err, kubeapi.ErrNotInCluster) {
 			return nil, nil, nil, errors.New("--token-review: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag")
 		}
 		if err != nil {
@@ -89,31 +102,61 @@ type balancerSource interface {
 	warner
 }
 
-// connectKubernetes returns the source of load balancers in Kubernetes; nil outside it.
-func (o serveOptions) connectKubernetes(log *slog.Logger, metrics prometheus.Registerer) (balancerSource, error) {
-	record, err := parseRecord(o.balancerRecord)
+// newKubernetesSources returns what Envoys report, whose key Kubernetes may have, and the source of load balancers; nil
+// outside Kubernetes.
+func (o serveOptions) newKubernetesSources(
+	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
+) (connectionReports, balancerSource, error) {
+	client, err := o.connectKubernetes()
 	if err != nil {
-		return nil, err
+		return connectionReports{}, nil, err
 	}
-	client, err := loadbalancer.Connect(o.kubeconfig)
-	if errors.Is(err, loadbalancer.ErrNotInCluster) {
+	reports, err := o.newReports(ctx, log, metrics, problems, client)
+	if err != nil {
+		return connectionReports{}, nil, err
+	}
+	balancers, err := o.newBalancers(client, log, metrics, reports.shown())
+	return reports, balancers, err
+}
+
+// connectKubernetes returns a client of the API server; nil outside Kubernetes.
+func (o serveOptions) connectKubernetes() (rest.Interface, error) {
+	client, err := kubeapi.Connect(o.kubeconfig)
+	if errors.Is(err, kubeapi.ErrNotInCluster) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
+	return client, err
+}
+
+// newBalancers returns the source of load balancers in Kubernetes; nil outside it.
+func (o serveOptions) newBalancers(
+	client rest.Interface, log *slog.Logger, metrics prometheus.Registerer, shown loadbalancer.EvidenceSource,
+) (balancerSource, error) {
+	var record types.NamespacedName
+	if o.balancerRecord != "" {
+		var err error
+		if record, err = parseObjectName("--balancer-record", o.balancerRecord, "a ConfigMap, such as consul/usher-balancers"); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case client == nil && o.balancerRecord != "":
+		return nil, errors.New("--balancer-record: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag")
+	case client == nil:
+		return nil, nil
 	}
 	return loadbalancer.NewWatcher(loadbalancer.Options{
-		Client: client, Grace: o.balancerGrace, Logger: log, Metrics: loadbalancer.NewMetrics(metrics), Record: record,
+		Client: client, Grace: o.balancerGrace, Logger: log, Metrics: loadbalancer.NewMetrics(metrics), Record: record, Evidence: shown,
 	}), nil
 }
 
-// parseRecord parses NAMESPACE/NAME; "" names nothing.
-func parseRecord(text string) (types.NamespacedName, error) {
-	namespace, name, ok := strings.Cut(text, "/")
-	if text != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/")) {
-		return types.NamespacedName{}, fmt.Errorf("--balancer-record %s: use the NAMESPACE/NAME of a ConfigMap, such as consul/usher-balancers", text)
+// parseObjectName parses the value of a flag that names an object, such as "a ConfigMap, such as consul/usher".
+func parseObjectName(flag, text, object string) (types.NamespacedName, error) {
+	name, ok := kubeapi.ParseName(text)
+	if !ok {
+		return types.NamespacedName{}, fmt.Errorf("%s %s: use the NAMESPACE/NAME of %s", flag, text, object)
 	}
-	return types.NamespacedName{Namespace: namespace, Name: name}, nil
+	return name, nil
 }
 
 // consulAuthorizer asks Consul: the caller's token needs service:write on the gateway. It refuses with the codes of
@@ -165,6 +208,9 @@ func refusal(err error, id gateway.ID, of xds.Credential) error {
 		return status.Errorf(codes.PermissionDenied, bearer+" is not the one of the Envoy's pod: %v", err)
 	case errors.Is(err, consul.ErrDenied) && of.Bearer != "":
 		return status.Errorf(codes.PermissionDenied, "the service account of "+bearer+" needs service:write on the gateway %q", id)
+	case of.Token == "" && errors.Is(err, consul.ErrUnknownToken), of.Token == "" && errors.Is(err, consul.ErrDenied):
+		return status.Errorf(codes.PermissionDenied,
+			"the stream came without x-consul-token; send a token with service:write on the gateway %q", id)
 	case errors.Is(err, consul.ErrUnknownToken):
 		return status.Errorf(codes.Unauthenticated,
 			"consul does not know the stream's x-consul-token; use a token with service:write on the gateway %q", id)
@@ -182,13 +228,17 @@ func (allowAll) Authorize(context.Context, xds.Caller, xds.Node) (time.Time, err
 	return time.Time{}, nil
 }
 
-// transport returns the certificate of the xDS server and of the dataplane server; nil for plain text.
-func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {
+// keyPair returns the certificate of the xDS server and of the dataplane server; nil for plain text.
+func (o serveOptions) keyPair(log *slog.Logger, metrics prometheus.Registerer) (*xds.KeyPair, error) {
 	switch {
 	case (o.tlsCert == "") != (o.tlsKey == ""):
 		return nil, errors.New("--tls-cert and --tls-key belong together: set both, or neither")
 	case o.tlsCert != "":
-		return xds.NewKeyPair(o.tlsCert, o.tlsKey, log)
+		pair, err := xds.NewKeyPair(o.tlsCert, o.tlsKey, log)
+		if err == nil {
+			pair.Register(metrics)
+		}
+		return pair, err
 	case o.insecurePlaintext:
 		return nil, nil
 	case !isLocal(o.xdsAddr):

@@ -38,11 +38,11 @@ func TestVersionNamesTheBuild(t *testing.T) {
 
 func TestVersionIsPrintedAsLineAndAsJSON(t *testing.T) {
 	for _, args := range [][]string{{"version"}, {"--version"}} {
-		if out, err := execute(t, args...); err != nil || out != thisBuild().String()+"\n" {
+		if out, err := usher(t, args...); err != nil || out != thisBuild().String()+"\n" {
 			t.Errorf("usher %v: got %q, %v, want %q", args, out, err, thisBuild())
 		}
 	}
-	out, err := execute(t, "version", "--json")
+	out, err := usher(t, "version", "--json")
 	if err != nil {
 		t.Fatal(err)
 	}

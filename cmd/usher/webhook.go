@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,7 +12,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/usherproxy/usher/internal/admission"
-	"github.com/usherproxy/usher/xds"
 )
 
 // webhookOptions are the flags of the admission webhook.
@@ -61,7 +59,7 @@ type webhook struct {
 }
 
 // listen binds --webhook-addr; it returns nil without one.
-func (o *webhookOptions) listen(ctx context.Context, transport *xds.KeyPair, log *slog.Logger) (*webhook, error) {
+func (o *webhookOptions) listen(ctx context.Context, t transport, log *slog.Logger) (*webhook, error) {
 	if o.addr == "" {
 		return nil, nil
 	}
@@ -71,15 +69,12 @@ func (o *webhookOptions) listen(ctx context.Context, transport *xds.KeyPair, log
 		return nil, fmt.Errorf("--webhook-addr %s: %w", o.addr, err)
 	}
 	server := newHTTPServer("webhook", admission.NewHandler(admission.Options{Change: o.change, Logger: log}), log)
-	server.TLSConfig = transport.TLSConfig()
-	// Without HTTP/2 a connection has one request at a time, so that the limit of connections is one of requests, too.
-	server.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){}
-	return &webhook{l, server}, nil
+	return &webhook{t.listener("webhook", l), server}, nil
 }
 
 // serve serves until stop is called.
 func (w *webhook) serve(l net.Listener) error {
-	if err := w.server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+	if err := w.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("webhook server: %w", err)
 	}
 	return nil

@@ -4,8 +4,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -52,22 +54,23 @@ func TestWebhookHasTheCertificateOfXDS(t *testing.T) {
 	if err := o.check(cert); err != nil {
 		t.Fatal(err)
 	}
-	w, err := o.listen(t.Context(), pair, log)
+	handshakes := newRecordingHandshakes(t)
+	w, err := o.listen(t.Context(), transport{pair, handshakes.Handshakes}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- w.serve(w.listener) }()
 
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "example.com"}, ForceAttemptHTTP2: true}
-	defer transport.CloseIdleConnections()
+	client := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "example.com"}, ForceAttemptHTTP2: true}
+	defer client.CloseIdleConnections()
 	const review = `{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {"uid": "1", "operation": "CREATE",
 		"kind": {"version": "v1", "kind": "Pod"}, "object": {"spec": {"containers": [{"name": "ingress-gateway", "args": ["-a"]}]}}}}`
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+w.listener.Addr().String()+admission.Path, strings.NewReader(review))
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer, err := (&http.Client{Transport: transport}).Do(request)
+	answer, err := (&http.Client{Transport: client}).Do(request)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,6 +78,19 @@ func TestWebhookHasTheCertificateOfXDS(t *testing.T) {
 	if body, err := io.ReadAll(answer.Body); err != nil || !strings.Contains(string(body), `"patchType":"JSONPatch"`) {
 		t.Errorf("the webhook answers %d %s, %v", answer.StatusCode, body, err)
 	}
+	probe, err := net.Dial("tcp", w.listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = probe.(*net.TCPConn).SetLinger(0) // Close resets, as a TCP check does
+	probe.Close()
+	plain, err := net.Dial("tcp", w.listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	fmt.Fprint(plain, "GET / HTTP/1.1\r\n\r\n")
+	handshakes.want(t, "port=webhook", "the caller speaks plain text, and this port has TLS")
 	w.stop()
 	if err := <-ended; err != nil {
 		t.Errorf("serve returned %v after stop", err)

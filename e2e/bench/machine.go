@@ -40,7 +40,7 @@ func describeMachine(o options) machine {
 		Kernel: strings.TrimSpace(content("/proc/sys/kernel/osrelease")),
 		Go:     runtime.Version(),
 		Consul: consulVersion,
-		Usher:  fmt.Sprintf("%s, sha256 %.12s", o.usherBin, fmt.Sprintf("%x", sha256.Sum256([]byte(content(o.usherBin))))),
+		Usher:  fmt.Sprintf("%s, sha256 %.12s", filepath.Base(o.usherBin), fmt.Sprintf("%x", sha256.Sum256([]byte(content(o.usherBin))))),
 		Load:   strings.Join(strings.Fields(content("/proc/loadavg"))[:3], " "),
 	}
 }

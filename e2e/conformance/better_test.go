@@ -70,9 +70,9 @@ func (s *suite) wantWrongWithConsul(t *testing.T, want string) {
 	for !strings.Contains(got, want) {
 		select {
 		case v := <-e.views:
-			got = v.missing
-			if v.missing == "" {
-				got = fmt.Sprint(validateMode(t, envoys[0], v.resources.bootstrapFile(t)))
+			got = v.Missing
+			if v.Missing == "" {
+				got = fmt.Sprint(validateMode(t, envoys[0], bootstrapFile(t, v.Resources)))
 			}
 		case <-timeout.C:
 			t.Errorf("with Consul: %s, want %q within %v", got, want, settleDeadline)

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/resourcediff"
 )
 
 // The gateway of every case, and the nodes that it and the services are on.
@@ -60,7 +61,7 @@ func (s *consulServer) load(c lab.GatewayCase) error {
 func (s *consulServer) write(writes []write) error {
 	for _, w := range writes {
 		if _, err := s.client.Raw().Write(w.path, w.body, nil, nil); err != nil {
-			return fmt.Errorf("PUT %s: %w: %s", w.path, err, text(w.body))
+			return fmt.Errorf("PUT %s: %w: %s", w.path, err, resourcediff.Text(w.body))
 		}
 	}
 	return nil

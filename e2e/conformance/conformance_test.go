@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/resourcediff"
 )
 
 // settleDeadline is how long Consul, and then Usher, may take to settle.
@@ -211,7 +212,7 @@ func (s *suite) awaitEqual(e *envoy, want *original, deadline time.Duration) (ma
 	defer timeout.Stop()
 	for {
 		used := map[allowance]bool{}
-		problem := e.seen.check(want.resources, s.ref.version, used)
+		problem := check(e.seen, want.resources, s.ref.version, used)
 		if problem == nil {
 			return used, nil
 		}
@@ -228,17 +229,17 @@ func (s *suite) awaitEqual(e *envoy, want *original, deadline time.Duration) (ma
 }
 
 // check says in what a view is not what is wanted.
-func (v view) check(want resources, version string, used map[allowance]bool) error {
-	if v.missing != "" {
-		return fmt.Errorf("missing: %s", v.missing)
+func check(v view, want resources, version string, used map[allowance]bool) error {
+	if v.Missing != "" {
+		return fmt.Errorf("missing: %s", v.Missing)
 	}
-	has, err := v.resources.canonical()
+	has, err := v.Resources.Canonical()
 	if err != nil {
 		return err
 	}
 	var lines []string
-	for _, d := range unexplained(compare(want, has), version, used) {
-		lines = append(lines, d.String())
+	for _, d := range unexplained(resourcediff.Compare(want, has), version, used) {
+		lines = append(lines, describe(d))
 	}
 	if len(lines) > 0 {
 		return errors.New(strings.Join(lines, "\n"))

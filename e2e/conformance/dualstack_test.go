@@ -10,6 +10,7 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
+	"github.com/usherproxy/usher/internal/resourcediff"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
@@ -53,7 +54,7 @@ func wantTaken(t *testing.T, r resources, listeners, from []string) {
 	r[resource.ListenerType] = moved
 	testprocess.Start(t, testprocess.Command{
 		Name: "envoy", Path: testprocess.Tool(t, "envoy-"+envoys[0], "envoy"),
-		Args: []string{"--use-dynamic-base-id", "--log-level", "error", "-c", r.bootstrapFile(t)},
+		Args: []string{"--use-dynamic-base-id", "--log-level", "error", "-c", bootstrapFile(t, r)},
 	})
 	for _, ip := range from {
 		eventually(t, "Envoy takes connections to "+ip, func() error { return dial(t, ip, port) })
@@ -67,8 +68,8 @@ func wantTaken(t *testing.T, r resources, listeners, from []string) {
 
 // withPort returns a listener with another port.
 func withPort(listener map[string]any, port int) tree {
-	moved := clone(listener)
-	walk(moved, func(object map[string]any) {
+	moved := resourcediff.Clone(listener)
+	resourcediff.Walk(moved, func(object map[string]any) {
 		if _, is := object["port_value"]; is {
 			object["port_value"] = port
 		}

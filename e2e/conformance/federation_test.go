@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/resourcediff"
 )
 
 // The second datacenter, and the nodes in it.
@@ -95,7 +96,7 @@ func TestADatacenterThatIsGoneStays(t *testing.T) {
 	}
 	v, err := settled(own, func(v view) string {
 		for _, address := range []string{"10.1.1.2", "198.51.100.21"} {
-			if !strings.Contains(text(v.resources[resource.EndpointType]), address) {
+			if !strings.Contains(resourcediff.Text(v.Resources[resource.EndpointType]), address) {
 				return address
 			}
 		}

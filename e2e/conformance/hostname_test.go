@@ -12,6 +12,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
 	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/resourcediff"
 )
 
 // TestInstanceWithAHostName shows what becomes of instances that are registered
@@ -25,10 +26,10 @@ func TestInstanceWithAHostName(t *testing.T) {
 		t.Fatal(err)
 	}
 	consul, usher := s.everything(t, s.consul.grpc), s.everything(t, s.usher)
-	if got, want := consul.addresses(), []string{"10.1.2.2", "api.example.com", "web.example.com"}; !slices.Equal(got, want) {
+	if got, want := addressesOf(consul), []string{"10.1.2.2", "api.example.com", "web.example.com"}; !slices.Equal(got, want) {
 		t.Errorf("Consul sends the addresses %q, want %q", got, want)
 	}
-	if got, want := usher.addresses(), []string{"10.1.2.2"}; !slices.Equal(got, want) {
+	if got, want := addressesOf(usher), []string{"10.1.2.2"}; !slices.Equal(got, want) {
 		t.Errorf("Usher sends the addresses %q, want %q", got, want)
 	}
 }
@@ -51,7 +52,7 @@ func TestRemoteHostNames(t *testing.T) {
 		{"Usher", s.usher, []string{"10.1.2.2", "198.51.100.22"}},
 	} {
 		eventually(t, server.name+" sends the addresses", func() error {
-			if got := s.everything(t, server.addr).addresses(); !slices.Equal(got, server.want) {
+			if got := addressesOf(s.everything(t, server.addr)); !slices.Equal(got, server.want) {
 				return fmt.Errorf("it sends %q, want %q", got, server.want)
 			}
 			return nil
@@ -75,7 +76,7 @@ func TestHostNamesOfAClusterPeer(t *testing.T) {
 		t.Errorf("with Consul %q is missing, want the only load assignment", missing)
 	}
 	eventually(t, "Usher sends the address that is one", func() error {
-		if got, want := s.everything(t, s.usher).addresses(), []string{"198.51.100.22"}; !slices.Equal(got, want) {
+		if got, want := addressesOf(s.everything(t, s.usher)), []string{"198.51.100.22"}; !slices.Equal(got, want) {
 			return fmt.Errorf("it sends %q, want %q", got, want)
 		}
 		return nil
@@ -94,8 +95,8 @@ func (s *suite) missingBesideRoutes(t *testing.T) string {
 	for {
 		select {
 		case v := <-e.views:
-			if len(v.resources[resource.RouteType]) > 0 {
-				return v.missing
+			if len(v.Resources[resource.RouteType]) > 0 {
+				return v.Missing
 			}
 		case <-timeout.C:
 			t.Fatalf("Consul sends no routes within %v", settleDeadline)
@@ -112,16 +113,16 @@ func (s *suite) everything(t *testing.T, addr string) resources {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return v.resources
+	return v.Resources
 }
 
 // addresses lists the addresses in all load assignments.
-func (r resources) addresses() []string {
+func addressesOf(r resources) []string {
 	var out []string
 	for _, assignment := range r[resource.EndpointType] {
-		walk(assignment, func(object map[string]any) {
+		resourcediff.Walk(assignment, func(object map[string]any) {
 			if address, ok := object["socket_address"].(map[string]any); ok {
-				out = append(out, orElse(address["address"], ""))
+				out = append(out, resourcediff.StringOr(address["address"], ""))
 			}
 		})
 	}

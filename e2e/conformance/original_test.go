@@ -21,10 +21,10 @@ type original struct {
 
 // take takes over what Consul gives now, if that is complete.
 func (o *original) take(v view) error {
-	if v.missing != "" {
+	if v.Missing != "" {
 		return nil
 	}
-	r, err := o.suite.ref.modernise(v.resources, o.suite.spelled).canonical()
+	r, err := o.suite.ref.modernise(v.Resources, o.suite.spelled).Canonical()
 	if err != nil {
 		return fmt.Errorf("consul: %w", err)
 	}
@@ -39,7 +39,7 @@ func (s *suite) askConsul(t *testing.T, nothing bool) (o *original, stop func(),
 	e, stop := connect(t, s.consul.grpc)
 	o = &original{suite: s, views: e.views}
 	v, err := settled(e, func(v view) string {
-		if n := len(v.resources[resource.ListenerType]); nothing != (n == 0) {
+		if n := len(v.Resources[resource.ListenerType]); nothing != (n == 0) {
 			return fmt.Sprintf("what the case is about; there are %d listeners", n)
 		}
 		return ""
@@ -63,7 +63,7 @@ func settled(e *envoy, lacks func(view) string) (view, error) {
 	for {
 		select {
 		case v := <-e.views:
-			if missing = v.missing; missing == "" {
+			if missing = v.Missing; missing == "" {
 				missing = lacks(v)
 			}
 			if missing == "" {

@@ -77,6 +77,8 @@ func startUsher(t *testing.T, consul *consulServer, port int, args ...string) st
 	xds := net.JoinHostPort(consul.ip, fmt.Sprint(port))
 	testprocess.Start(t, testprocess.Command{Name: "usher", Path: testprocess.Usher(t), Args: append([]string{
 		"serve", "--consul-http-addr", consul.http, "--xds-addr", xds,
+		// Consul has no reports. listeners.TestReportsAreAccessLogsAndNothingElse shows that they change nothing else.
+		"--connection-reports=false",
 		"--admin-addr", net.JoinHostPort(consul.ip, fmt.Sprint(port+1)),
 	}, args...), Env: []string{"CONSUL_HTTP_TOKEN=" + consul.token}})
 	eventually(t, "usher listens", func() error {

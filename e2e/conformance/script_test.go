@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/resourcediff"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
@@ -221,11 +222,11 @@ func (s *script) await(what string, is func(resources) bool) {
 	for {
 		select {
 		case last = <-s.follower.views:
-			if last.missing == "" && is(last.resources) {
+			if last.Missing == "" && is(last.Resources) {
 				return
 			}
 		case <-timeout.C:
-			s.t.Fatalf("the follower has not got %s within %v; missing: %q", what, settleDeadline, last.missing)
+			s.t.Fatalf("the follower has not got %s within %v; missing: %q", what, settleDeadline, last.Missing)
 		}
 	}
 }
@@ -233,7 +234,7 @@ func (s *script) await(what string, is func(resources) bool) {
 // awaitText waits until a resource of the follower contains a text.
 func (s *script) awaitText(typeURL, name, want string) {
 	s.t.Helper()
-	s.await(want, func(r resources) bool { return strings.Contains(text(r[typeURL][name]), want) })
+	s.await(want, func(r resources) bool { return strings.Contains(resourcediff.Text(r[typeURL][name]), want) })
 }
 
 // node is how an Envoy of the script's gateway describes itself.

@@ -10,13 +10,15 @@ import (
 	"strings"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/usherproxy/usher/internal/resourcediff"
 )
 
 // spelling is a field that an older Consul writes otherwise, with the same
 // meaning.
 type spelling struct {
 	typeURL string
-	path    string // of the field, as difference.path
+	path    string // of the field, as difference.Path
 	reason  string
 	// rewrite says the same in the newest Consul's words. The object has lost the
 	// field, whose value comes with it.
@@ -123,7 +125,7 @@ func bracketAddresses(r resources) bool {
 	for _, name := range slices.Sorted(maps.Keys(listeners)) {
 		listener, _ := listeners[name].(map[string]any)
 		socket, _ := at(listener, "address", "socket_address").(map[string]any)
-		address, port := orElse(socket["address"], ""), fmt.Sprint(socket["port_value"])
+		address, port := resourcediff.StringOr(socket["address"], ""), fmt.Sprint(socket["port_value"])
 		before, bare := strings.CutSuffix(name, address+":"+port)
 		if !bare || !strings.Contains(address, ":") {
 			continue
@@ -131,7 +133,7 @@ func bracketAddresses(r resources) bool {
 		found = true
 		delete(listeners, name)
 		listener["name"] = before + net.JoinHostPort(address, port)
-		listeners[orElse(listener["name"], "")] = listener
+		listeners[resourcediff.StringOr(listener["name"], "")] = listener
 	}
 	return found
 }
@@ -144,7 +146,7 @@ func placeFailoverTargets(r resources) bool {
 		aggregate, _ := at(clusters[base], "cluster_type", "typed_config").(map[string]any)
 		targets, _ := aggregate["clusters"].([]any)
 		for i, target := range targets {
-			before, after := orElse(target, ""), fmt.Sprintf("failover-target~%d~%s", i, base)
+			before, after := resourcediff.StringOr(target, ""), fmt.Sprintf("failover-target~%d~%s", i, base)
 			targets[i], old[before] = after, true
 			copyAs(clusters, before, after, "name", "alt_stat_name")
 			copyAs(endpoints, before, after, "cluster_name")
@@ -159,7 +161,7 @@ func placeFailoverTargets(r resources) bool {
 
 // copyAs adds a copy of a resource under another name, which it has in fields.
 func copyAs(byName map[string]tree, before, after string, fields ...string) {
-	object, ok := clone(byName[before]).(map[string]any)
+	object, ok := resourcediff.Clone(byName[before]).(map[string]any)
 	if !ok {
 		return
 	}
@@ -185,7 +187,7 @@ func (ref reference) modernise(r resources, met map[string]bool) resources {
 	for typeURL, byName := range r {
 		out[typeURL] = map[string]tree{}
 		for name, t := range byName {
-			out[typeURL][name] = clone(t)
+			out[typeURL][name] = resourcediff.Clone(t)
 		}
 	}
 	for _, s := range ref.spellings {

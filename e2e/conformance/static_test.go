@@ -17,6 +17,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
 	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/resourcediff"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
@@ -31,7 +32,7 @@ const validateDeadline = 60 * time.Second
 // put there.
 func (s *suite) takenByEnvoy(t *testing.T, releases []string) {
 	t.Helper()
-	bootstrap := s.everything(t, s.usher).bootstrapFile(t)
+	bootstrap := bootstrapFile(t, s.everything(t, s.usher))
 	for _, release := range releases {
 		begin := time.Now()
 		if err := validateMode(t, release, bootstrap); err != nil {
@@ -43,14 +44,14 @@ func (s *suite) takenByEnvoy(t *testing.T, releases []string) {
 }
 
 // bootstrapFile writes the resources into a bootstrap.
-func (r resources) bootstrapFile(t *testing.T) string {
+func bootstrapFile(t *testing.T, r resources) string {
 	t.Helper()
-	bootstrap, err := r.static()
+	bootstrap, err := staticOf(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "bootstrap.json")
-	if err := os.WriteFile(path, []byte(text(bootstrap)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(resourcediff.Text(bootstrap)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -67,18 +68,18 @@ func validateMode(t *testing.T, release, bootstrap string) error {
 	return nil
 }
 
-// static returns a bootstrap that holds the resources and needs no xDS server.
-func (r resources) static() (tree, error) {
-	listeners, clusters := clone(r[resource.ListenerType]), clone(r[resource.ClusterType])
+// staticOf returns a bootstrap that holds the resources and needs no xDS server.
+func staticOf(r resources) (tree, error) {
+	listeners, clusters := resourcediff.Clone(r[resource.ListenerType]), resourcediff.Clone(r[resource.ClusterType])
 	var err error
 	servers := map[string]bool{}
 	for _, part := range []tree{listeners, clusters} {
-		walk(part, func(object map[string]any) {
-			err = cmp.Or(err, inlineSecrets(object, r[resource.SecretType]), inlineRoutes(object, r[resource.RouteType]))
+		resourcediff.Walk(part, func(object map[string]any) {
+			err = cmp.Or(err, resourcediff.InlineSecrets(object, r[resource.SecretType]), inlineRoutes(object, r[resource.RouteType]))
 			noteServer(object, servers)
 		})
 	}
-	walk(clusters, func(object map[string]any) { inlineEndpoints(object, r[resource.EndpointType]) })
+	resourcediff.Walk(clusters, func(object map[string]any) { inlineEndpoints(object, r[resource.EndpointType]) })
 	all := sorted(clusters)
 	for _, name := range slices.Sorted(maps.Keys(servers)) {
 		all = append(all, object{"name": name, "type": "STATIC", "load_assignment": object{"cluster_name": name}})
@@ -95,7 +96,7 @@ func inlineRoutes(manager map[string]any, routes map[string]tree) error {
 	if !ok {
 		return nil
 	}
-	name := orElse(rds["route_config_name"], "")
+	name := resourcediff.StringOr(rds["route_config_name"], "")
 	config, ok := routes[name].(map[string]any)
 	if !ok {
 		return fmt.Errorf("route configuration %q is missing", name)
@@ -113,7 +114,7 @@ func inlineEndpoints(cluster map[string]any, assignments map[string]tree) {
 	delete(cluster, "eds_cluster_config")
 	cluster["type"] = "STATIC"
 	cluster["load_assignment"] = object{"cluster_name": cluster["name"]}
-	if a, ok := assignments[orElse(cluster["name"], "")].(map[string]any); ok {
+	if a, ok := assignments[resourcediff.StringOr(cluster["name"], "")].(map[string]any); ok {
 		cluster["load_assignment"] = withoutType(a)
 	}
 }
@@ -122,7 +123,7 @@ func inlineEndpoints(cluster map[string]any, assignments map[string]tree) {
 // the operator's own bootstrap.
 func noteServer(object map[string]any, servers map[string]bool) {
 	if server, ok := object["envoy_grpc"].(map[string]any); ok {
-		servers[orElse(server["cluster_name"], "")] = true
+		servers[resourcediff.StringOr(server["cluster_name"], "")] = true
 	}
 }
 
@@ -169,7 +170,7 @@ func TestEnvoyRefusesWhatTheFieldRulesAllow(t *testing.T) {
 			}},
 			resource.RouteType: {"8080": object{"name": "8080", "virtual_hosts": hosts}},
 		}
-		bootstrap := r.bootstrapFile(t)
+		bootstrap := bootstrapFile(t, r)
 		for _, release := range envoys {
 			err := validateMode(t, release, bootstrap)
 			if taken := err == nil; taken != (len(hosts) == 1) {

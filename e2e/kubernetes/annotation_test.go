@@ -17,12 +17,12 @@ const (
 	strictValues = "testdata/strict.yaml"                 // a setting of Usher
 )
 
-// TestGatewayIsPutUnderUsherAndBack is the whole lab, by values of the Consul chart
+// TestGatewayMovesToUsherAndBack is the whole lab, by values of the Consul chart
 // alone. Consul's own gateway answers 400 as soon as the load balancer sends PROXY
 // headers. With Usher and the mode strict, the log and the service have the
 // client's address. With the mode auto, the listener follows the annotation of the
-// Service. One helm upgrade without the override leads back to Consul's own.
-func TestGatewayIsPutUnderUsherAndBack(t *testing.T) {
+// Service. One helm upgrade without the override moves it back to Consul's own.
+func TestGatewayMovesToUsherAndBack(t *testing.T) {
 	t.Parallel()
 	for _, with := range []struct {
 		chart, envoy string
@@ -39,8 +39,7 @@ func TestGatewayIsPutUnderUsherAndBack(t *testing.T) {
 			r.wantBalancerAddress(t)
 			sinceStart(t, "from nothing to the first lab", begin)
 			r.testWithoutUsher(t)
-			r.installUsher(t)
-			r.testStrict(t)
+			r.testStrict(t, r.installUsher(t))
 			r.testAuto(t)
 			r.testBack(t)
 		})
@@ -61,43 +60,44 @@ func (r *consulRelease) testWithoutUsher(t *testing.T) {
 	r.wantSamePod(t, gateway)
 }
 
-// testStrict puts the gateway under Usher with the mode strict.
-func (r *consulRelease) testStrict(t *testing.T) {
+// testStrict moves the gateway to Usher with the mode strict.
+func (r *consulRelease) testStrict(t *testing.T, ushers []*cluster.Pod) {
 	t.Helper()
 	consuls := r.metrics(t, r.gateway(t))
-	r.adopt(t, ppv2Values, strictValues)
+	r.move(t, ppv2Values, strictValues)
 	gateway := r.gateway(t)
 	r.balancer.WaitHeader(t, lab.SendV2)
 	r.wantClientAddress(t)
 	r.WaitMode(t, gateway.Host, "strict")
+	r.waitReported(t, ushers, "header")
 	r.wantMetrics(t, gateway, consuls)
 }
 
-// testAuto puts the gateway under Usher with the mode auto, and takes the
+// testAuto moves the gateway to Usher with the mode auto, and takes the
 // annotation of its Service away and back.
 func (r *consulRelease) testAuto(t *testing.T) {
 	t.Helper()
-	r.adopt(t, ppv2Values)
+	r.move(t, ppv2Values)
 	gateway := r.gateway(t)
 	r.wantClientAddress(t)
-	r.WaitMode(t, gateway.Host, "strict")
+	r.waitAuto(t, gateway, "strict")
 
 	// New streams with new tokens, as after the kubelet's rotation.
 	gateway.RotateTokens()
 	r.waitConnected(t, gateway, r.restartUsher(t))
-	r.adopt(t)
+	r.move(t)
 	r.balancer.WaitHeader(t, lab.SendNone)
-	r.WaitMode(t, gateway.Host, "off")
+	r.waitAuto(t, gateway, "off")
 	r.wantBalancerAddress(t)
 
-	r.adopt(t, ppv2Values)
+	r.move(t, ppv2Values)
 	r.balancer.WaitHeader(t, lab.SendV2)
-	r.WaitMode(t, gateway.Host, "strict")
+	r.waitAuto(t, gateway, "strict")
 	r.wantClientAddress(t)
 	r.wantSamePod(t, gateway)
 }
 
-// testBack leads the gateway back to Consul's own xDS.
+// testBack moves the gateway back to Consul's own xDS.
 func (r *consulRelease) testBack(t *testing.T) {
 	t.Helper()
 	r.upgrade(t)

@@ -11,11 +11,11 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestOneGatewayOfTwoIsPutUnderUsher begins with one gateway. With PROXY protocol
+// TestOneGatewayOfTwoMovesToUsher begins with one gateway. With PROXY protocol
 // at both load balancers, that one gives services the client's address, and the
 // other answers 400 as Consul's own does, which Usher's metrics say. Its pod was not
 // replaced.
-func TestOneGatewayOfTwoIsPutUnderUsher(t *testing.T) {
+func TestOneGatewayOfTwoMovesToUsher(t *testing.T) {
 	t.Parallel()
 	const twoGateways, second = "testdata/two-gateways.yaml", prefix + "-second-gateway"
 	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew}, twoGateways, withMetrics)
@@ -27,7 +27,7 @@ func TestOneGatewayOfTwoIsPutUnderUsher(t *testing.T) {
 	lab.WaitStatus(t, request, http.StatusOK)
 
 	consuls := r.metrics(t, r.gateway(t))
-	r.adoptOnly(t, []string{gatewayName}, ppv2Values)
+	r.moveSome(t, []string{gatewayName}, ppv2Values)
 	r.balancer.WaitHeader(t, lab.SendV2)
 	r.wantClientAddress(t)
 	r.wantMetrics(t, r.gateway(t), consuls)

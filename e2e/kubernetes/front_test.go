@@ -24,11 +24,11 @@ type front struct {
 	admission, tls string // values of Usher's chart
 }
 
-// TestUnmodifiedDataplaneIsLedToUsherAndBack leads the gateway to Usher with the
+// TestUnmodifiedDataplaneMovesToUsherAndBack moves the gateway to Usher with the
 // Consul chart as it is: admission gives its new pods flags of consul-dataplane.
 // With PROXY protocol, the log and the service have the client's address. Pods of
 // services stay at Consul. Without admission, the next pod is Consul's own again.
-func TestUnmodifiedDataplaneIsLedToUsherAndBack(t *testing.T) {
+func TestUnmodifiedDataplaneMovesToUsherAndBack(t *testing.T) {
 	t.Parallel()
 	for _, f := range []front{
 		{chartNow, lab.EnvoyOld, "policy", "consul-ca"},
@@ -39,25 +39,31 @@ func TestUnmodifiedDataplaneIsLedToUsherAndBack(t *testing.T) {
 			t.Parallel()
 			r := installConsul(t, f.chart, cluster.Options{Consul: lab.ConsulNew, Envoy: f.envoy})
 			own := r.gateway(t)
+			r.wantCheck(t, nil, "its pod template has no annotation consul.hashicorp.com/proxy-config-map; run helm upgrade")
 			values := "dataplane.enabled=true,admission.type=" + f.admission + ",xds.tls.mode=" + f.tls
 			ushers := r.helmUsher(t, "install", values)
 			if now := r.gateway(t); now != own {
 				t.Errorf("Usher's chart replaced the gateway's pod %s by %s", own.Name(), now.Name())
 			}
+			r.wantCheck(t, ushers, "Pod "+own.Name()+": it was created before the Mutating")
 			r.waitAdmission(t, true)
 			gateway := r.restart(t, namespace, gatewayObjects)[0]
 			r.waitConnected(t, gateway, ushers)
+			r.wantCheck(t, ushers, usesFlags)
 			r.upgrade(t, ppv2Values)
 			r.balancer.WaitHeader(t, lab.SendV2)
 			r.wantClientAddress(t)
-			r.WaitMode(t, gateway.Host, "strict")
+			r.waitAuto(t, gateway, "strict")
+			r.waitReported(t, ushers, "header")
 
 			r.wantSidecarAtConsul(t, ushers)
 			r.wantStrangerRefused(t, gateway)
 
-			r.helmUsher(t, "upgrade", "dataplane.enabled=true,admission.type=none,xds.tls.mode="+f.tls)
+			ushers = r.helmUsher(t, "upgrade", "dataplane.enabled=true,admission.type=none,xds.tls.mode="+f.tls)
 			r.waitAdmission(t, false)
+			r.wantCheck(t, ushers, "its pods have Usher's flags, and the next ones will not: no MutatingAdmissionPolicy and no webhook")
 			r.restart(t, namespace, gatewayObjects)
+			r.wantCheck(t, ushers, "its pods get no flags for consul-dataplane: no MutatingAdmissionPolicy and no webhook")
 			lab.WaitStatus(t, r.request("/"), http.StatusBadRequest) // Consul's own does not know headers
 			r.upgrade(t)
 			r.balancer.WaitHeader(t, lab.SendNone)
@@ -66,7 +72,24 @@ func TestUnmodifiedDataplaneIsLedToUsherAndBack(t *testing.T) {
 	}
 }
 
-// waitAdmission waits until the API server leads new pods of the gateway to Usher,
+// usesFlags is what the check of helm-values prints if the gateway's pod is well.
+const usesFlags = `all 1 pods of gateway "ingress-gateway" use Usher, by flags for consul-dataplane`
+
+// wantCheck wants that "usher helm-values --check" prints a line with the text. It asks these pods of Usher for the
+// Envoys that are connected to them.
+func (r *consulRelease) wantCheck(t *testing.T, ushers []*cluster.Pod, want string) {
+	t.Helper()
+	args := append(r.helmValues(t), "--check", "--kubeconfig", r.Kubeconfig(t))
+	for _, usher := range ushers {
+		args = append(args, "--usher-admin-addr", usher.Host.Addr(18001))
+	}
+	got := testprocess.Run(t, testprocess.Command{Name: "usher helm-values", Path: testprocess.Usher(t), Args: args, Host: r.Control}, "")
+	if line, rest, _ := strings.Cut(got.Stdout, "\n"); !strings.Contains(line, want) || rest != "" || (got.Code == 0) != (want == usesFlags) {
+		t.Errorf("usher %q: exit %d, and it prints\n%s%swant one line with %q", args, got.Code, got.Stdout, got.Stderr, want)
+	}
+}
+
+// waitAdmission waits until the API server gives new pods of the gateway the flags,
 // or does not any more: it follows a policy a moment later.
 func (r *consulRelease) waitAdmission(t *testing.T, want bool) {
 	t.Helper()
@@ -76,7 +99,7 @@ func (r *consulRelease) waitAdmission(t *testing.T, want bool) {
 	}
 	template := d.Spec.Template
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "would-be", Labels: template.Labels, Annotations: template.Annotations}, Spec: template.Spec}
-	testprocess.Eventually(t, fmt.Sprint("new pods are led to Usher: ", want), testprocess.StartDeadline, func() error {
+	testprocess.Eventually(t, fmt.Sprint("new pods get Usher's flags: ", want), testprocess.StartDeadline, func() error {
 		made, err := r.API.CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		if err != nil {
 			return err
@@ -103,7 +126,7 @@ func (r *consulRelease) wantSidecarAtConsul(t *testing.T, ushers []*cluster.Pod)
 		t.Fatalf("the pod %s has no sidecar", pod.Name)
 	}
 	if args := strings.Join(pod.Spec.Containers[i].Args, " "); strings.Contains(args, "usher") {
-		t.Errorf("the sidecar of %s is led to Usher: %s", pod.Name, args)
+		t.Errorf("the sidecar of %s has Usher's flags: %s", pod.Name, args)
 	}
 	r.wantClientAddress(t)
 	for _, usher := range ushers {

@@ -67,38 +67,38 @@ func (s *loadedStory) lost(t *testing.T) map[string]int {
 	return lost
 }
 
-// TestGatewayIsPutUnderUsherAndBackUnderLoad counts lost requests. A roll-out that ends pods of Consul's own loses
+// TestGatewayMovesToUsherAndBackUnderLoad counts lost requests. A roll-out that ends pods of Consul's own loses
 // some, because the chart's dataplane ends Envoy at once: how many is in the test's log. Everything else loses none:
-// roll-outs that end pods under Usher, the way back among them, the annotation of the Service, there and back, and
+// roll-outs that end pods at Usher, the way back among them, the annotation of the Service, there and back, and
 // Usher's own roll-out.
-func TestGatewayIsPutUnderUsherAndBackUnderLoad(t *testing.T) {
+func TestGatewayMovesToUsherAndBackUnderLoad(t *testing.T) {
 	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew, CloudDelay: 2 * time.Second})
 	r.installUsher(t)
 	lab.WaitStatus(t, r.request("/"), 200)
 	s := &loadedStory{load: lab.StartLoadAt(t, r.request("/"), loadRate)}
 
-	const chartsOwn, adopted = "the chart's own roll-out", "the gateway is put under Usher"
+	const chartsOwn, moved = "the chart's own roll-out", "the gateway moves to Usher"
 	s.step(t, chartsOwn, func() { r.replaceGateway(t, func() { r.upgrade(t, annotatedValues) }) })
-	s.step(t, adopted, func() { r.replaceGateway(t, func() { r.adopt(t) }) })
+	s.step(t, moved, func() { r.replaceGateway(t, func() { r.move(t) }) })
 	s.step(t, "PROXY protocol is switched on", func() {
-		r.adopt(t, ppv2Values)
+		r.move(t, ppv2Values)
 		r.balancer.WaitHeader(t, lab.SendV2)
-		r.WaitMode(t, r.gateway(t).Host, "strict")
+		r.waitAuto(t, r.gateway(t), "strict")
 	})
 	s.step(t, "roll-out with PROXY protocol", func() {
-		r.replaceGateway(t, func() { r.adopt(t, ppv2Values, annotatedValues) })
+		r.replaceGateway(t, func() { r.move(t, ppv2Values, annotatedValues) })
 	})
 	s.step(t, "PROXY protocol is switched off", func() {
-		r.adopt(t, annotatedValues)
+		r.move(t, annotatedValues)
 		r.balancer.WaitHeader(t, lab.SendNone)
-		r.WaitMode(t, r.gateway(t).Host, "off")
+		r.waitAuto(t, r.gateway(t), "off")
 	})
-	s.step(t, "roll-out", func() { r.replaceGateway(t, func() { r.adopt(t) }) })
+	s.step(t, "roll-out", func() { r.replaceGateway(t, func() { r.move(t) }) })
 	s.step(t, "Usher is rolled out", func() { r.restartUsher(t) })
 	s.step(t, "the gateway goes back to Consul", func() { r.replaceGateway(t, func() { r.upgrade(t) }) })
 	lost := s.lost(t)
 	delete(lost, chartsOwn)
-	delete(lost, adopted)
+	delete(lost, moved)
 	for name, n := range lost {
 		t.Errorf("%s: %d requests were lost, want none", name, n)
 	}

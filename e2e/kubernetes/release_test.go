@@ -107,7 +107,7 @@ func (r *consulRelease) helm(t *testing.T, command, stdin string, more ...string
 	r.Helm(t, stdin, args...)
 }
 
-// upgrade leads to Consul's own xDS, or keeps the gateway there.
+// upgrade moves the gateway to Consul's own xDS, or keeps it there.
 func (r *consulRelease) upgrade(t *testing.T, more ...string) {
 	t.Helper()
 	r.helm(t, "upgrade", "", more...)

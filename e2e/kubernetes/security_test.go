@@ -20,7 +20,7 @@ const (
 	withMetrics = "testdata/metrics.yaml"
 )
 
-// TestGatewayOfALessSecureConsul puts gateways under Usher, and back, where Consul
+// TestGatewayOfALessSecureConsul moves gateways to Usher, and back, where Consul
 // has no TLS, no ACLs or neither. Together with the other stories, each pair of
 // chart (1.9.11, 2.0.3), Envoy, TLS, ACLs and metrics has a story.
 func TestGatewayOfALessSecureConsul(t *testing.T) {
@@ -37,8 +37,7 @@ func TestGatewayOfALessSecureConsul(t *testing.T) {
 			t.Parallel()
 			r := installConsul(t, with.chart, cluster.Options{Consul: lab.ConsulNew, Envoy: with.envoy}, with.values...)
 			r.wantBalancerAddress(t)
-			r.installUsher(t)
-			r.testStrict(t)
+			r.testStrict(t, r.installUsher(t))
 			r.testBack(t)
 		})
 	}
@@ -91,11 +90,12 @@ func mayDiffer(metric, value string) bool {
 		return true
 	}
 	for _, text := range []string{
-		// The stream to the control plane.
-		`envoy_cluster_name="consul-dataplane"`, `envoy_google_grpc_client_prefix="usher"`,
+		// The stream to the control plane, and what listeners report.
+		`envoy_cluster_name="consul-dataplane"`, `envoy_cluster_name="local_agent"`, "envoy_dns_cares_", `envoy_google_grpc_client_prefix="usher"`,
 		// What Usher adds: the filter of listeners, certificates in resources of their
 		// own, and the limit of log entries.
 		"_proxy_proto_", "envoy_sds_usher_", `envoy_xds_resource_name="usher/`, "_log_process_ratelimit_", "_local_ratelimit_discovery_",
+		"_open_telemetry_access_log_",
 		// Answers while the test waited.
 		`envoy_response_code="503"`, `envoy_response_code_class="5"`,
 	} {

@@ -36,14 +36,31 @@ func (r *consulRelease) helmUsher(t *testing.T, command, set string, more ...str
 	args := []string{
 		command, "usher", chart, "--namespace", namespace, "--set", set,
 		"--set", fmt.Sprintf("consul.aclSetup.enabled=%t", !slices.Contains(r.own, withoutACLs)),
-		// Longer than the cloud takes.
-		"--set", fmt.Sprintf("balancerGrace=%v", max(3*time.Second, 5*r.cloudDelay)),
+		"--set", "connectionReports.enabled=true", "--set", fmt.Sprintf("balancerGrace=%v", r.grace()),
 	}
 	for _, file := range r.values(t, more...) {
 		args = append(args, "-f", file)
 	}
 	r.Helm(t, "", args...)
 	return r.WaitRolledOut(t, namespace, "usher")
+}
+
+// grace is longer than the cloud takes, and than the five seconds after that in which each connection has to have a header.
+func (r *consulRelease) grace() time.Duration { return max(8*time.Second, 5*r.cloudDelay) }
+
+// waitAuto waits until the mode auto of listener 8080 is another one: all pods of Usher say so, and then the gateway does
+// it. Before that, connections without a header would keep the listener permissive.
+func (r *consulRelease) waitAuto(t *testing.T, gateway *cluster.Pod, mode string) {
+	t.Helper()
+	for _, usher := range r.WaitRolledOut(t, namespace, "usher") {
+		testprocess.Eventually(t, usher.Name()+" says that the listener is "+mode, r.grace()+testprocess.ChangeDeadline, func() error {
+			if last := lab.LastMode(usher.Log(t, "usher")); !slices.Contains(last, "mode="+mode) {
+				return fmt.Errorf("it says %q", last)
+			}
+			return nil
+		})
+	}
+	r.WaitMode(t, gateway.Host, mode)
 }
 
 // xdsTLS is what signs Usher's certificate: Consul's CA, which the gateways' pods
@@ -74,21 +91,18 @@ func (r *consulRelease) xdsFlags(t *testing.T) []string {
 	return nil
 }
 
-// adopt puts the gateway under Usher, as the documentation has it: the values of
+// move moves the gateway to Usher, or keeps it there, as the documentation has it: the values of
 // the release, and then what "usher helm-values" prints for them. More files have
 // more values of the user.
-func (r *consulRelease) adopt(t *testing.T, files ...string) {
+func (r *consulRelease) move(t *testing.T, files ...string) {
 	t.Helper()
-	r.adoptOnly(t, nil, files...)
+	r.moveSome(t, nil, files...)
 }
 
-// adoptOnly is adopt for some gateways.
-func (r *consulRelease) adoptOnly(t *testing.T, gateways []string, files ...string) {
+// moveSome is move for some gateways.
+func (r *consulRelease) moveSome(t *testing.T, gateways []string, files ...string) {
 	t.Helper()
-	args := append([]string{"helm-values", "--chart-version", r.version, "--release", release, "--namespace", namespace}, r.xdsFlags(t)...)
-	for _, file := range r.values(t, files...) {
-		args = append(args, "-f", file)
-	}
+	args := append(r.helmValues(t, files...), r.xdsFlags(t)...)
 	for _, gateway := range gateways {
 		args = append(args, "--gateway", gateway)
 	}
@@ -99,9 +113,19 @@ func (r *consulRelease) adoptOnly(t *testing.T, gateways []string, files ...stri
 	r.helm(t, "upgrade", got.Stdout, files...)
 }
 
+// helmValues are the arguments of "usher helm-values" for the release, with more files of the user.
+func (r *consulRelease) helmValues(t *testing.T, files ...string) []string {
+	t.Helper()
+	args := []string{"helm-values", "--chart-version", r.version, "--release", release, "--namespace", namespace}
+	for _, file := range r.values(t, files...) {
+		args = append(args, "-f", file)
+	}
+	return args
+}
+
 // waitConnected waits until the gateway's Envoy is connected to one of the pods of
 // Usher. This cluster has no cluster addresses: Usher's name leads to its pods, and
-// gRPC in Envoy looks a name up again after 30 seconds at the earliest.
+// gRPC in Envoy looks a name up again after five seconds at the earliest.
 func (r *consulRelease) waitConnected(t *testing.T, gateway *cluster.Pod, ushers []*cluster.Pod) {
 	t.Helper()
 	testprocess.Eventually(t, gateway.Name()+" is connected to Usher", testprocess.StartDeadline, func() error {
@@ -134,13 +158,35 @@ func (r *consulRelease) restart(t *testing.T, namespace, deployment string) []*c
 	return r.WaitRolledOut(t, namespace, deployment)
 }
 
+// waitReported makes connections until the gateway's Envoy has reported some of a type to one of the pods of Usher.
+func (r *consulRelease) waitReported(t *testing.T, ushers []*cluster.Pod, connection string) {
+	t.Helper()
+	testprocess.Eventually(t, fmt.Sprintf("Usher counts reported connections of the type %q", connection), testprocess.StartDeadline, func() error {
+		for range 10 { // an Envoy that is too old to limit the rate reports a fifth of them
+			r.request("/").MustDo(t)
+		}
+		for _, usher := range ushers {
+			if lab.Reported(t, r.usherMetrics(t, usher), 8080, connection) > 0 {
+				return nil
+			}
+		}
+		return errors.New("they count none")
+	})
+}
+
+// usherMetrics are the metrics of a pod of Usher.
+func (r *consulRelease) usherMetrics(t *testing.T, usher *cluster.Pod) string {
+	t.Helper()
+	return lab.Request{From: r.Client, To: usher.Host.Addr(18001), Path: "/metrics"}.MustDo(t).Body
+}
+
 // waitUnserved waits until the metrics of all pods of Usher say that a gateway's
 // instance is behind a load balancer that sends headers, and has no Envoy.
 func (r *consulRelease) waitUnserved(t *testing.T, ushers []*cluster.Pod, gateway string) {
 	t.Helper()
 	for _, usher := range ushers {
 		testprocess.Eventually(t, usher.Name()+" counts the gateway's Envoys", testprocess.StartDeadline, func() error {
-			metrics := lab.Request{From: r.Client, To: usher.Host.Addr(18001), Path: "/metrics"}.MustDo(t).Body
+			metrics := r.usherMetrics(t, usher)
 			for _, line := range []string{
 				fmt.Sprintf("usher_gateway_proxy_protocol_instances{gateway=%q} 1\n", gateway),
 				fmt.Sprintf("usher_gateway_envoys{gateway=%q} 0\n", gateway),

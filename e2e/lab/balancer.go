@@ -155,15 +155,26 @@ func StartNginx(t *testing.T, h, target *Host, ports ...int) {
 	for _, port := range ports {
 		fmt.Fprintf(&servers, "  server { listen %s; proxy_pass %s; proxy_protocol on; }\n", h.Addr(port), target.Addr(port))
 	}
-	config := fmt.Sprintf(`load_module %s;
+	runNginx(t, h, dir, fmt.Sprintf("load_module %s;", testprocess.Binary(t, "/usr/lib/nginx/modules/ngx_stream_module.so", "make tools")),
+		"stream {\n"+servers.String()+"}\n")
+}
+
+// StartNginxHTTP starts an nginx that answers HTTP requests itself, with the lines of its servers.
+func StartNginxHTTP(t *testing.T, h *Host, servers string) {
+	t.Helper()
+	runNginx(t, h, testprocess.NewDir(t), "", "http {\n  access_log off;\n"+servers+"}\n")
+}
+
+// runNginx starts an nginx with the beginning and the end of its configuration, and waits until it has bound its ports.
+func runNginx(t *testing.T, h *Host, dir, begin, end string) {
+	t.Helper()
+	config := begin + fmt.Sprintf(`
 daemon off;
 user root;
 pid %s/pid;
 error_log stderr notice;
 events {}
-stream {
-%s}
-`, testprocess.Binary(t, "/usr/lib/nginx/modules/ngx_stream_module.so", "make tools"), dir, servers.String())
+`, dir) + end
 	p := testprocess.Start(t, testprocess.Command{
 		Name: "nginx", Path: testprocess.Debian(t, "nginx", "nginx-core"), Host: h,
 		Args: []string{"-e", "stderr", "-p", dir, "-c", WriteFile(t, dir, "nginx.conf", config)},

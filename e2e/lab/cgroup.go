@@ -53,8 +53,19 @@ func newMemoryGroup(t *testing.T, limit int) string {
 // PeakMemory is the most resident memory that the process has had, in bytes.
 func PeakMemory(t *testing.T, pid int) int {
 	t.Helper()
+	return memory(t, pid, "VmHWM")
+}
+
+// Memory is the resident memory of the process, in bytes.
+func Memory(t *testing.T, pid int) int {
+	t.Helper()
+	return memory(t, pid, "VmRSS")
+}
+
+func memory(t *testing.T, pid int, field string) int {
+	t.Helper()
 	for line := range strings.Lines(testprocess.ReadFile(t, fmt.Sprintf("/proc/%d/status", pid))) {
-		if text, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if text, ok := strings.CutPrefix(line, field+":"); ok {
 			kib, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(text), " kB"))
 			if err != nil {
 				t.Fatal(err)
@@ -62,6 +73,6 @@ func PeakMemory(t *testing.T, pid int) int {
 			return kib << 10
 		}
 	}
-	t.Fatal("the kernel has no VmHWM for the process")
+	t.Fatalf("the kernel has no %s for the process", field)
 	return 0
 }

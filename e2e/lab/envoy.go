@@ -201,17 +201,17 @@ func OnEachEnvoy(t *testing.T, story func(t *testing.T, envoy string)) {
 	}
 }
 
-// XDSStreams says how many streams an Envoy has begun towards its xDS server, and
-// whether the latest is open.
+// XDSStreams says how many of an Envoy's streams to its xDS server have ended, or
+// could not begin, and whether the latest is open.
 type XDSStreams struct {
-	Begun, Open int
+	Ended, Open int
 }
 
 // XDSStreams reads the counts from Envoy's statistics.
 func (e *Envoy) XDSStreams(t *testing.T) XDSStreams {
 	t.Helper()
 	return XDSStreams{
-		Begun: e.Stat(t, "cluster.local_agent.upstream_rq_total"),
+		Ended: e.Stat(t, "cluster_manager.cds.update_failure"), // requests to the cluster are reports, too
 		Open:  e.Stat(t, "control_plane.connected_state"),
 	}
 }

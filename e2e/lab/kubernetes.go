@@ -42,34 +42,61 @@ func StartKubernetesLab(t *testing.T) *KubernetesLab {
 	return l
 }
 
-// Pod is an instance of the gateway with its own Usher beside it.
+// Pod is an instance of the gateway.
 type Pod struct {
 	*Host
 	lab     *KubernetesLab
+	service string // in front of it
 	options UsherOptions
-	Usher   *Usher
+	Usher   *Usher // its own, or one for many
 	Envoy   *Envoy
 }
 
-// StartPod registers a pod that runs on a host, and starts its Envoy and an
-// Usher with this grace period.
-func (l *KubernetesLab) StartPod(t *testing.T, h *Host, grace time.Duration) *Pod {
+// StartPod registers a pod of the Service that runs on a host, and starts its Envoy
+// and beside it an Usher with this grace period and further flags.
+func (l *KubernetesLab) StartPod(t *testing.T, h *Host, grace time.Duration, args ...string) *Pod {
 	t.Helper()
-	p := &Pod{Host: h, lab: l, options: UsherOptions{Host: h, Consul: l.Consul, Args: []string{
-		"--kubeconfig", l.API.Kubeconfig(t, apiserver.Usher), "--balancer-grace", grace.String(),
-		"--balancer-record", apiserver.Namespace + "/usher-balancers",
-	}}}
-	if _, err := l.Consul.Client.Catalog().Register(p.registration(), nil); err != nil {
-		t.Fatal(err)
-	}
+	p := &Pod{Host: h, lab: l, service: apiserver.Service, options: l.UsherOptions(t, h, grace, args...)}
+	p.register(t)
 	p.Usher = StartUsher(t, p.options)
-	p.Envoy = StartBootstrapped(t, BootstrapOptions{
-		Host: h, Envoy: EnvoyNew, XDSAddr: p.Usher.GRPCAddr, Args: []string{"--service-id", p.id(), "--node-name", p.node()},
-		// So long may connections of a changed listener end with an answer.
-		EnvoyArgs: []string{"--drain-time-s", "2", "--parent-shutdown-time-s", "3"},
-	})
+	p.startEnvoy(t)
 	p.Envoy.WaitListener(t, 8080)
 	return p
+}
+
+// StartPodOf registers a pod of a Service that runs on a host, and starts its Envoy,
+// which an Usher on another host serves. It does not wait for configuration.
+func (l *KubernetesLab) StartPodOf(t *testing.T, service string, h *Host, u *Usher) *Pod {
+	t.Helper()
+	p := &Pod{Host: h, lab: l, service: service, Usher: u}
+	p.register(t)
+	p.startEnvoy(t, "--concurrency", "1")
+	return p
+}
+
+// UsherOptions are those of an Usher on a host with this grace period and further flags.
+func (l *KubernetesLab) UsherOptions(t *testing.T, h *Host, grace time.Duration, args ...string) UsherOptions {
+	t.Helper()
+	return UsherOptions{Host: h, Consul: l.Consul, Args: append([]string{
+		"--kubeconfig", l.API.Kubeconfig(t, apiserver.Usher), "--balancer-grace", grace.String(),
+		"--balancer-record", apiserver.Namespace + "/usher-balancers",
+	}, args...)}
+}
+
+func (p *Pod) register(t *testing.T) {
+	t.Helper()
+	if _, err := p.lab.Consul.Client.Catalog().Register(p.registration(), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *Pod) startEnvoy(t *testing.T, args ...string) {
+	t.Helper()
+	p.Envoy = StartBootstrapped(t, BootstrapOptions{
+		Host: p.Host, Envoy: EnvoyNew, XDSAddr: p.Usher.GRPCAddr, Args: []string{"--service-id", p.id(), "--node-name", p.node()},
+		// So long may connections of a changed listener end with an answer.
+		EnvoyArgs: append([]string{"--drain-time-s", "2", "--parent-shutdown-time-s", "3"}, args...),
+	})
 }
 
 func (p *Pod) id() string   { return "consul-ingress-gateway-" + p.Name }
@@ -84,7 +111,7 @@ func (p *Pod) registration() *api.CatalogRegistration {
 		Service: &api.AgentService{
 			Kind: api.ServiceKindIngressGateway, ID: p.id(), Service: "ingress-gateway", Address: ip, Port: 21000,
 			Meta: map[string]string{
-				"pod-name": p.id(), "k8s-service-name": apiserver.Service, "k8s-namespace": apiserver.Namespace,
+				"pod-name": p.id(), "k8s-service-name": p.service, "k8s-namespace": apiserver.Namespace,
 				"managed-by": "consul-k8s-endpoints-controller", "synthetic-node": "true",
 			},
 			Proxy: &api.AgentServiceConnectProxyConfig{Config: map[string]any{
@@ -109,7 +136,7 @@ func (p *Pod) Restart(t *testing.T) {
 func (p *Pod) WaitMode(t *testing.T, mode string, within time.Duration) {
 	t.Helper()
 	testprocess.Eventually(t, fmt.Sprintf("%s says that the listener is %s", p.Usher.Name, mode), within, func() error {
-		if last := p.Usher.modeLog(t); !slices.Contains(last, "mode="+mode) {
+		if last := LastMode(p.Usher.Output(t)); !slices.Contains(last, "mode="+mode) {
 			return errors.Join(fmt.Errorf("it says %q", last), p.Usher.Alive())
 		}
 		return nil
@@ -117,13 +144,12 @@ func (p *Pod) WaitMode(t *testing.T, mode string, within time.Duration) {
 	p.lab.WaitMode(t, p.Host, mode)
 }
 
-// modeLog returns the fields of the last log line about the mode of listener 8080.
-func (u *Usher) modeLog(t *testing.T) []string {
-	t.Helper()
+// LastMode returns the fields of the last line in Usher's log about the mode of listener 8080.
+func LastMode(log string) []string {
 	var last []string
-	for line := range strings.Lines(u.Output(t)) {
-		if strings.Contains(line, `"listener mode changed to match the load balancer"`) && strings.Contains(line, " port=8080 ") {
-			last = strings.Fields(line)
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, `msg="listener mode changed `) && strings.Contains(line, " port=8080 ") {
+			last = strings.Fields(strings.Replace(line, " to=", " mode=", 1)) // because of its connections
 		}
 	}
 	return last

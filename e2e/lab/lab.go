@@ -171,8 +171,14 @@ func ProxyHeaderFor(client string) *proxyproto.Header {
 // as in the mode. The connections come from the balancer's host.
 func (l *Network) WaitMode(t *testing.T, gateway *Host, mode string) {
 	t.Helper()
+	l.WaitModeAt(t, gateway, 8080, mode)
+}
+
+// WaitModeAt is WaitMode for another listener.
+func (l *Network) WaitModeAt(t *testing.T, gateway *Host, port int, mode string) {
+	t.Helper()
 	const consecutive = 10
-	plain := Request{From: l.Balancer, To: gateway.Addr(8080), Path: PollPath}
+	plain := Request{From: l.Balancer, To: gateway.Addr(port), Path: PollPath}
 	withHeader := plain
 	withHeader.Proxy = ProxyHeaderFor(ClientIP)
 	plainStatus, headerStatus := http.StatusOK, http.StatusOK

@@ -22,7 +22,7 @@ import (
 const (
 	LoadPrefix   = "/load/"
 	loadRate     = 200 // requests a second
-	loadKept     = 10  // connections that are kept alive
+	loadKept     = 10  // connections that are kept alive; of a small load fewer
 	loadInFlight = 500 // new connections at once: as many as begin within RequestTimeout
 )
 
@@ -85,8 +85,9 @@ func StartLoadAt(t *testing.T, target Request, rate int) *Load {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &Load{Target: target, Rate: rate, cancel: cancel, Started: time.Now(), slots: make(chan struct{}, loadInFlight)}
 	l.work.Go(func() { l.newConnections(ctx) })
-	for i := range loadKept {
-		l.work.Go(func() { l.keptConnection(ctx, i) })
+	kept := min(loadKept, rate/4)
+	for i := range kept {
+		l.work.Go(func() { l.keptConnection(ctx, i, kept) })
 	}
 	t.Cleanup(l.Stop)
 	return l
@@ -101,11 +102,27 @@ func (l *Load) Stop() {
 // WaitMore waits until half a second's requests more have their answer.
 func (l *Load) WaitMore(t *testing.T) {
 	t.Helper()
-	n := l.Rate / 2
-	begin := l.count()
-	testprocess.Eventually(t, fmt.Sprintf("%d more requests", n), testprocess.StartDeadline, func() error {
-		if sent := l.count() - begin; sent < n {
-			return fmt.Errorf("%d so far", sent)
+	l.WaitFor(t, time.Second/2)
+}
+
+// WaitFor waits until as many requests more have their answer as the load sends in a time.
+func (l *Load) WaitFor(t *testing.T, d time.Duration) {
+	t.Helper()
+	WaitForAll(t, []*Load{l}, d)
+}
+
+// WaitForAll is WaitFor for several loads at once.
+func WaitForAll(t *testing.T, loads []*Load, d time.Duration) {
+	t.Helper()
+	want := map[*Load]int{}
+	for _, l := range loads {
+		want[l] = l.count() + int(float64(l.Rate)*d.Seconds())
+	}
+	testprocess.Eventually(t, fmt.Sprintf("the requests of %v have their answers", d), d+testprocess.StartDeadline, func() error {
+		for l, n := range want {
+			if missing := n - l.count(); missing > 0 {
+				return fmt.Errorf("%d are missing", missing)
+			}
 		}
 		return nil
 	})
@@ -170,17 +187,17 @@ func once(c Request) (*ClientConn, error) {
 }
 
 // keptConnection sends its share of the load on one connection for as long as
-// the gateway lets it. A connection that the gateway has closed between two
+// the gateway lets it. It is one of several. A connection that the gateway has closed between two
 // requests is no failure; one that ends before the answer is.
-func (l *Load) keptConnection(ctx context.Context, index int) {
-	share := time.Duration(l.Rate / 2 / loadKept)
+func (l *Load) keptConnection(ctx context.Context, index, of int) {
+	share := time.Duration(l.Rate / 2 / of)
 	var conn *ClientConn
 	defer func() {
 		if conn != nil {
 			conn.Close()
 		}
 	}()
-	l.everyTick(ctx, time.Second/share, time.Duration(index)*time.Second/share/loadKept, func() {
+	l.everyTick(ctx, time.Second/share, time.Duration(index)*time.Second/share/time.Duration(of), func() {
 		c, begin := l.next(), time.Now()
 		if conn != nil && conn.ClosedByServer() {
 			conn.Close()

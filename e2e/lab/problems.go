@@ -13,15 +13,16 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// Errors are the lines of level ERROR in Usher's log so far, without their
-// times.
+// errorLine matches a line of level ERROR, and one about a problem at any level.
+var errorLine = regexp.MustCompile(`(?m)^time=\S+ level=(?:ERROR|\w+ (msg=problem)) (.*?)(?: severity=\w+)?$`)
+
+// Errors are the lines of level ERROR and those about problems in Usher's log so
+// far, without their times, levels and severities.
 func (u *Usher) Errors(t *testing.T) []string {
 	t.Helper()
 	var lines []string
-	for line := range strings.Lines(testprocess.ReadFile(t, u.Stderr)) {
-		if _, rest, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " level=ERROR "); ok {
-			lines = append(lines, rest)
-		}
+	for _, found := range errorLine.FindAllStringSubmatch(testprocess.ReadFile(t, u.Stderr), -1) {
+		lines = append(lines, strings.TrimSpace(found[1]+" "+found[2]))
 	}
 	return lines
 }

@@ -100,6 +100,12 @@ func ServeHTTP(t *testing.T, h *Host, port int, handler http.Handler) {
 	})
 }
 
+// Paths that an EchoService answers otherwise.
+const (
+	ClientPath  = "/client"  // with the X-Forwarded-For that it got
+	RefusedPath = "/refused" // with 400
+)
+
 // ServeHTTP answers "hello world". A path that begins with /load/ is not
 // remembered.
 func (s *EchoService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -112,7 +118,14 @@ func (s *EchoService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		maps.Copy(w.Header(), s.reply)
 		s.mu.Unlock()
 	}
-	fmt.Fprintln(w, "hello world")
+	switch r.URL.Path {
+	case ClientPath:
+		fmt.Fprintln(w, r.Header.Get("X-Forwarded-For"))
+	case RefusedPath:
+		http.Error(w, "refused", http.StatusBadRequest)
+	default:
+		fmt.Fprintln(w, "hello world")
+	}
 }
 
 // SetReply gives every answer headers from now on.

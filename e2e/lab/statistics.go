@@ -68,8 +68,8 @@ func IsDeferred(metric, value string) bool {
 		strings.HasPrefix(metric, "envoy_cluster_ClusterTrafficStats_initialized{")
 }
 
-// IsOfDrain reports whether a metric is of the listeners and clusters in front of Envoy's admin interface, with which the
-// template for consul-dataplane drains Envoy.
+// IsOfDrain reports whether a metric is of the listeners and clusters with which the template for consul-dataplane drains
+// Envoy, and takes its reports to Usher.
 func IsOfDrain(metric string) bool {
-	return strings.Contains(metric, `="usher_admin"`) || strings.Contains(metric, `="usher_quit"`)
+	return strings.Contains(metric, `="usher_admin"`) || strings.Contains(metric, `="usher_quit"`) || strings.Contains(metric, `="usher_reports"`)
 }

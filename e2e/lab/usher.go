@@ -153,6 +153,23 @@ func (u *Usher) MetricSum(t *testing.T, metric string) float64 {
 	return total
 }
 
+// Reported returns how many connections of a type Envoys have reported for a port of the lab's gateway, as Usher's metrics
+// have it.
+func Reported(t *testing.T, metrics string, port int, connection string) int {
+	t.Helper()
+	series := fmt.Sprintf("usher_reported_connections_total{gateway=\"ingress-gateway\",port=\"%d\",type=%q} ", port, connection)
+	for line := range strings.Lines(metrics) {
+		if value, ok := strings.CutPrefix(line, series); ok {
+			n, err := strconv.Atoi(strings.TrimSpace(value))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	return 0
+}
+
 // WantNotReady waits until /readyz is 503 with the reasons.
 func (u *Usher) WantNotReady(t *testing.T, reasons ...string) {
 	t.Helper()

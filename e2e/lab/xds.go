@@ -46,8 +46,11 @@ func (p XDSPort) Dial(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-// LeafSecret is the name of the resource with the gateway's private key.
-const LeafSecret = "usher/leaf"
+// The names of the resources with the gateway's private keys: towards the mesh, and for clients.
+const (
+	LeafSecret    = "usher/leaf"
+	ServingSecret = "usher/serving"
+)
 
 // ConnectFakeEnvoy opens a stream as the instance that StartGateway registers, with
 // a token or none.
@@ -73,9 +76,15 @@ func SubscribeToAll(e *fakeenvoy.Envoy) {
 // private key.
 func FetchPrivateKey(t *testing.T, e *fakeenvoy.Envoy) string {
 	t.Helper()
-	e.Subscribe(resource.SecretType, LeafSecret)
+	return FetchKeyOf(t, e, LeafSecret)
+}
+
+// FetchKeyOf subscribes to a secret with a certificate, and returns its private key.
+func FetchKeyOf(t *testing.T, e *fakeenvoy.Envoy, name string) string {
+	t.Helper()
+	e.Subscribe(resource.SecretType, name)
 	var secret tlsv3.Secret
-	if err := proto.Unmarshal(e.ExpectAck(resource.SecretType, LeafSecret).Bodies[0], &secret); err != nil {
+	if err := proto.Unmarshal(e.ExpectAck(resource.SecretType, name).Bodies[0], &secret); err != nil {
 		t.Fatal(err)
 	}
 	key := secret.GetTlsCertificate().GetPrivateKey().GetInlineString()

@@ -3,7 +3,8 @@
 // has written against what the release of Envoy knows, so that a mistake is a problem and no NACK.
 //
 // Each row of the table of operators says what a log entry may show of it: redact.go hides what an untrusted
-// downstream claims, and what the settings keep out of logs.
+// downstream claims, and what the settings keep out of logs. Headers of config entries have the same operators;
+// CheckHeader and HeaderWithoutClaims treat them as formats.
 package accesslog
 
 import (
@@ -28,6 +29,9 @@ type Params struct {
 	Settings settings.AccessLog
 	Gateway  gateway.ID
 	Where    string // names the listener in problems
+	// Place returns where a setting of the listener, such as "access_log.format", is set.
+	Place    func(setting string) settings.Place
+	ConsulAt problem.Position // where Consul is; the zero value if it is not in a file
 	Envoy    envoy.Capabilities
 
 	HTTP         bool // the listener has requests; else it is tcp
@@ -40,6 +44,7 @@ type Params struct {
 	HasUntrusted       bool     // only the PROXY headers of trusted_cidrs count
 	ClientAddressKnown bool     // PROXY headers or X-Forwarded-For name the client
 	TLVs               []string // the names of those that are logged
+	Report             Report
 }
 
 // Logs are the access logs of a listener. The zero value logs nothing.
@@ -83,39 +88,86 @@ var (
 func Build(p Params) (Logs, []problem.Problem) {
 	all := Logs{TokenBuckets: map[string]*typev3.TokenBucket{}}
 	var problems []problem.Problem
-	add := func(where, scope string, s sink, err error) {
+	add := func(place func(what string) problem.Problem, scope string, s sink, err error) {
 		if err == nil {
 			err = p.addSink(&all, s)
 		}
 		if err != nil {
-			problems = append(problems, problem.Problem{
-				Where: where,
-				What:  err.Error() + "; nothing is logged" + scope + " until this is corrected",
-			})
+			problems = append(problems, p.problemOf(err, place, "; nothing is logged"+scope+" until this is corrected"))
 		}
 	}
 	switch p.Settings.Sinks.Type {
 	case settings.SinksCustom:
 		for i, custom := range p.Settings.Sinks.Custom {
 			s, err := p.customSink(custom)
-			add(fmt.Sprintf("%s: usher.access_log.sinks[%d]", p.Where, i), " there", s, err)
+			add(p.problemAt(p.sinkSetting(i, custom)), " there", s, err)
 		}
 	case settings.SinksDefault:
 		if p.Consul.Enabled {
 			s, err := p.consulSink()
-			add(p.consulWhere(), "", s, err)
+			add(p.consulProblem, "", s, err)
 		}
 	}
 	all.NeedsDirectAddress = len(all.FilterChains) > 0 && p.omitsHealthChecks()
+	if p.Report.Cluster != "" {
+		if err := p.addReport(&all); err != nil {
+			problems = append(problems, problem.Problem{
+				Where: p.Where, What: err.Error() + "; its connections are not reported: a bug in Usher; please report it",
+			})
+		}
+	}
 	return all, problems
 }
 
-// consulWhere names the place that configures the format of proxy-defaults' sink.
-func (p Params) consulWhere() string {
-	if p.Settings.Format.Type != settings.FormatDefault {
-		return p.Where + ": usher.access_log"
+// problemOf returns the problem of a sink that cannot be built. place makes a problem where the sink is, unless the error
+// belongs to another setting.
+func (p Params) problemOf(err error, place func(what string) problem.Problem, consequence string) problem.Problem {
+	text := err.Error()
+	if refused, ok := errors.AsType[*settings.RefusedError](err); ok {
+		place, text = p.problemAt(refused.Setting), refused.Reason
 	}
-	return "config entry proxy-defaults/global: AccessLogs"
+	found := place(text + consequence)
+	found.OfEnvoy = errors.As(err, new(tooOldError))
+	return found
+}
+
+// tooOldError is an error of a setting that newer Envoys know.
+type tooOldError struct{ error }
+
+func (e tooOldError) Unwrap() error { return e.error }
+
+// problemAt returns a function for problems of a setting.
+func (p Params) problemAt(setting string) func(what string) problem.Problem {
+	if place := p.Place(setting); !place.IsZero() {
+		return place.Problem
+	}
+	return func(what string) problem.Problem {
+		return problem.Problem{Where: p.Where + ": " + settings.Key + "." + setting, What: what}
+	}
+}
+
+func refuse(setting, reason string) error {
+	return &settings.RefusedError{Setting: "access_log." + setting, Reason: reason}
+}
+
+// sinkSetting returns the setting that has the format of a custom sink, or the sink itself.
+func (p Params) sinkSetting(i int, custom settings.Sink) string {
+	if custom.Format.Type == "" && custom.Type != settings.SinkGRPC && p.Settings.Format.Type != settings.FormatDefault {
+		return "access_log.format"
+	}
+	return fmt.Sprintf("access_log.sinks[%d]", i)
+}
+
+// consulProblem returns a problem at the place that configures the format of proxy-defaults' sink.
+func (p Params) consulProblem(what string) problem.Problem {
+	if p.Settings.Format.Type != settings.FormatDefault {
+		return p.problemAt("access_log.format")(what)
+	}
+	at := "config entry proxy-defaults/global"
+	if p.ConsulAt != (problem.Position{}) {
+		at = p.ConsulAt.String()
+	}
+	return problem.Problem{Where: at + ": AccessLogs", At: p.ConsulAt, What: what}
 }
 
 // consulSink is the sink of proxy-defaults.
@@ -226,6 +278,9 @@ func (p Params) chainEntries(s sink) ([]logEntry, error) {
 	e.format, e.filter = s.format, allOf(selected, p.sampled(), noHealthCheck)
 	entries := []logEntry{e}
 	if p.HasUntrusted {
+		if p.choosesByClaims() {
+			selected = nil
+		}
 		e.format, e.filter, e.untrusted = withoutClaims(s.format, p.Envoy), allOf(selected, p.sampled()), true
 		entries = append(entries, e)
 	}

@@ -11,6 +11,8 @@ import (
 	"cel.dev/cel-go/common/ast"
 	celops "cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/parser"
+
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // attributes are the roots of Envoy's attributes
@@ -51,10 +53,10 @@ func checkExpression(text string) error {
 		}
 		return fmt.Errorf("the expression %q cannot be understood at character %d: %s", text, first.Location.Column()+1, first.Message)
 	}
-	var problem error
+	var refused error
 	report := func(format string, args ...any) {
-		if problem == nil {
-			problem = fmt.Errorf("the expression %q: "+format, append([]any{text}, args...)...)
+		if refused == nil {
+			refused = fmt.Errorf("the expression %q: "+format, append([]any{text}, args...)...)
 		}
 	}
 	namespaces := map[int64]bool{} // of functions, such as re
@@ -82,13 +84,14 @@ func checkExpression(text string) error {
 			name := e.AsIdent()
 			types := []string{"int", "uint", "double", "string", "bytes", "bool"}
 			if !namespaces[e.ID()] && !slices.Contains(attributes, name) && !slices.Contains(types, name) {
-				report("there is no attribute %q; attributes begin with %s; use one such as request.path", name, strings.Join(attributes, ", "))
+				report("there is no attribute %q%s; attributes begin with %s; use one such as request.path",
+					name, problem.DidYouMean(name, attributes), strings.Join(attributes, ", "))
 			}
 		case ast.ComprehensionKind, ast.StructKind:
 			report("Envoy cannot create objects or run macros; compare attributes such as request.path")
 		}
 	}))
-	return problem
+	return refused
 }
 
 // patternOf returns the regular expression that a function is called with.

@@ -1,7 +1,6 @@
 package accesslog
 
 import (
-	"errors"
 	"slices"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -15,6 +14,13 @@ import (
 )
 
 type logFilter = *accesslogv3.AccessLogFilter
+
+// choosesByClaims reports whether the expression reads what a PROXY header can claim. For untrusted downstreams it then
+// does not count, and all their log entries are selected: none can keep itself out of the log.
+func (p Params) choosesByClaims() bool {
+	_, ok := operator{name: "CEL", params: p.Settings.Expression}.withoutClaim(p.Envoy)
+	return !ok
+}
 
 // selected selects log entries that meet any of the conditions in the settings.
 func (p Params) selected() (logFilter, error) {
@@ -38,10 +44,10 @@ func (p Params) selected() (logFilter, error) {
 	}
 	if s.Expression != settings.AnyExpression {
 		if !p.Envoy.Expressions {
-			return nil, errors.New(`usher.access_log.expression uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or use "any"`)
+			return nil, tooOldError{refuse("expression", `it uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or use "any"`)}
 		}
 		if err := checkExpression(s.Expression); err != nil {
-			return nil, err
+			return nil, refuse("expression", err.Error())
 		}
 		matches, err := expressionFilter(s.Expression)
 		if err != nil {

@@ -4,13 +4,28 @@ import (
 	"strings"
 	"testing"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 	"github.com/usherproxy/usher/internal/testing/messages"
 )
 
 // oneSpace makes messages one line. The protobuf library varies its space on purpose.
 var oneSpace = strings.NewReplacer("\n", " ", "\u00a0", " ")
+
+// placeOf has each setting in one file.
+func placeOf(setting string) settings.Place {
+	group, key, _ := strings.Cut(setting, ".")
+	key, _, _ = strings.Cut(key, "[")
+	layer, _ := settings.Layer{}.Update("usher.hcl:1", map[string]any{group: map[string]any{key: settable[key]}})
+	layer.Places = map[string]problem.Position{setting: {File: "usher.hcl", Line: 7}}
+	return settings.PlaceOf(setting, 8080, layer)
+}
+
+// settable are values of the settings that problems belong to.
+var settable = map[string]any{"format": "ecs", "expression": "true", "redact_query": "yes", "sinks": "none"}
 
 func TestMessages(t *testing.T) {
 	var all []string
@@ -22,20 +37,22 @@ func TestMessages(t *testing.T) {
 		if s.Format.Type == "" {
 			s.Format.Type = settings.FormatDefault
 		}
-		_, problems := Build(Params{Where: "listener 8080", HTTP: true, Consul: consul, Settings: s, Envoy: capabilitiesOfMinor(minor)})
+		_, problems := Build(Params{Where: "listener 8080", Place: placeOf, HTTP: true, Consul: consul, Settings: s, Envoy: capabilitiesOfMinor(minor)})
 		for _, p := range problems {
 			all = append(all, oneSpace.Replace(p.String()))
 		}
 	}
 	for _, text := range []string{
-		"%NOPE%", "%REMOTE_ADDRESS%", "%DOWNSTREAM_CX_RTT%", "%REQ%", "%DURATION(3)%", "%REQUESTED_SERVER_NAME(SNI_ONLY)%",
-		"%PROTOCOL:3%", "%DYNAMIC_METADATA(a:b):3%", "%REQ(a):1234567%", "%START_TIME(\n)%", "%GRPC_STATUS(X)%", "100%",
+		"%NOPE%", "%REMOTE_ADDRESS%", "%CLIENT_ADDR%", "%DOWNSTREAM_CX_RTT%", "%REQ%", "%DURATION(3)%", "%REQUESTED_SERVER_NAME(SNI_ONLY)%",
+		"%PROTOCOL:3%", "%DYNAMIC_METADATA(a:b):3%", "%REQ(a):1234567%", "%REQ(a@b)%", "%START_TIME(\n)%", "%GRPC_STATUS(X)%", "100%",
 		"%CEL(1 +)%", "%CEL(1 1)%", "%CEL(request.path.split('/'))%", "%CEL(path)%", "%CEL(google.Message{})%",
 		"%CEL(request.path.matches('(a'))%", "%CEL(request.path.matches('^(.*){16}$'))%",
 	} {
 		add(36, gateway.AccessLogs{TextFormat: text}, settings.AccessLog{})
 	}
-	add(40, gateway.AccessLogs{TextFormat: "%COALESCE(x)%"}, settings.AccessLog{})
+	for _, list := range []string{"x", "{}", `{"operators": ["REQ(x)"]}`, `{"operators": ["REQUESTED_SERVER_NAM"]}`, `{"operators": ["REQEUST_HEADER"]}`, `{"operators": ["REQ_WITHOUT_QUERY"]}`} {
+		add(40, gateway.AccessLogs{TextFormat: "%COALESCE(" + list + ")%"}, settings.AccessLog{})
+	}
 	add(40, gateway.AccessLogs{TextFormat: "%CEL(request.path)%"}, settings.AccessLog{RedactQuery: settings.Yes})
 	add(36, gateway.AccessLogs{Type: "syslog"}, settings.AccessLog{})
 	add(36, gateway.AccessLogs{Type: "file"}, settings.AccessLog{})
@@ -51,5 +68,9 @@ func TestMessages(t *testing.T) {
 	add(36, gateway.AccessLogs{}, settings.AccessLog{RedactQuery: settings.Yes, Sinks: settings.Sinks{
 		Type: settings.SinksCustom, Custom: []settings.Sink{{Type: settings.SinkGRPC}},
 	}})
-	messages.Check(t, all, "fmt.Errorf", "errors.New", "problem.Problem", "report")
+	_, problems := Build(Params{Where: "listener 8080", Report: Report{Cluster: "local_agent", Metadata: []*corev3.HeaderValue{{}}}})
+	for _, p := range problems {
+		all = append(all, oneSpace.Replace(p.String()))
+	}
+	messages.Check(t, all, "fmt.Errorf", "errors.New", "refuse", "problem.Problem", "report")
 }

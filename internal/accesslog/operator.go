@@ -2,7 +2,6 @@ package accesslog
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/usherproxy/usher/internal/envoy"
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -58,7 +58,7 @@ func parseOperator(text string) operator {
 // are not checked here: a test tries them for every release.
 func (p Params) check(f logFormat) error {
 	if p.Settings.Redacts() && !p.Envoy.Expressions {
-		return errors.New("the redact settings of usher.access_log use CEL, which needs Envoy 1.32 or later; upgrade Envoy, or remove them")
+		return tooOldError{refuse(p.redactSetting(), "redacting uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or remove the redact settings")}
 	}
 	if f.from != "" && f.from != settings.FormatText && f.from != settings.FormatJSON {
 		return nil
@@ -73,18 +73,50 @@ func (p Params) check(f logFormat) error {
 
 // checkText returns why this Envoy would reject a text with operators.
 func checkText(can envoy.Capabilities, text string) error {
-	var problem error
+	return checkOperators(text, func(o operator) error { return o.check(can.LogOperators) })
+}
+
+// CheckHeader returns why this Envoy would reject a header with operators. Before 1.36, headers had others than formats, and
+// are not checked. Neither are expressions, since Envoy takes some that are not used in formats, and operators that a new
+// Envoy may have: a header that is refused costs more than a log.
+func CheckHeader(value string, can envoy.Capabilities) error {
+	if can.LogOperators < 36 || !strings.Contains(value, "%") {
+		return nil
+	}
+	return checkOperators(value, func(o operator) error {
+		hasParam := strings.TrimSpace(o.params) != ""
+		switch _, known := operators[o.name]; {
+		case hasParam && (o.name == "CEL" || o.name == "PER_REQUEST_STATE"): // the latter is FILTER_STATE in headers
+			return nil
+		case !known && can.MoreOperators:
+			return nil
+		}
+		return o.checkBuiltIn(can.LogOperators)
+	})
+}
+
+// checkOperators returns the first error of the operators in a text, or why it cannot be read.
+func checkOperators(text string, check func(operator) error) error {
+	var refused error
 	rest := replaceOperators(text, func(o operator) string {
-		problem = cmp.Or(problem, o.check(can.LogOperators))
+		refused = cmp.Or(refused, check(o))
 		return ""
 	})
-	if problem != nil {
-		return problem
+	if refused != nil {
+		return refused
 	}
 	if strings.Contains(strings.ReplaceAll(rest, "%%", ""), "%") {
 		return fmt.Errorf("%q has a %% that begins no operator; write %%%% for one, and operators as %%NAME%% or %%NAME(parameter)%%", text)
 	}
 	return nil
+}
+
+// checkBuiltIn is check for places in which Envoy knows no operator that a format gets from an extension.
+func (o operator) checkBuiltIn(release uint32) error {
+	if o.name == "REQ_WITHOUT_QUERY" {
+		return fmt.Errorf("%s: the operator works only in log formats, and not inside another one; use %%PATH(NQ)%% or %%REQ(…)%%", o)
+	}
+	return o.check(release)
 }
 
 // check returns why an Envoy of a minor release would reject the operator.
@@ -98,17 +130,17 @@ func (o operator) check(release uint32) error {
 	case !known:
 		return fmt.Errorf("%s: there is no operator %s%s", o, o.name, similar(o.name))
 	case row.since > release:
-		return fmt.Errorf("%s: the operator needs Envoy 1.%d or later; upgrade Envoy, or leave it out", o, row.since)
+		return tooOldError{fmt.Errorf("%s: the operator needs Envoy 1.%d or later; upgrade Envoy, or leave it out", o, row.since)}
 	case !takes.optional && strings.TrimSpace(o.params) == "":
 		return fmt.Errorf("%s: the operator needs a parameter; use %%%s(…)%%", o, o.name)
 	case o.hasParams && row.takes == nil:
 		return fmt.Errorf("%s: the operator takes no parameter; use %%%s%%", o, o.name)
 	case o.hasParams && takes.since > release:
-		return fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o, takes.since)
+		return tooOldError{fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o, takes.since)}
 	case o.length != "" && row.length == 0:
 		return fmt.Errorf("%s: the operator takes no length; leave %q out", o, o.length)
 	case o.length != "" && row.length > release:
-		return fmt.Errorf("%s: the operator takes a length from Envoy 1.%d on; upgrade Envoy, or leave it out", o, row.length)
+		return tooOldError{fmt.Errorf("%s: the operator takes a length from Envoy 1.%d on; upgrade Envoy, or leave it out", o, row.length)}
 	case len(o.length) > 6:
 		return fmt.Errorf("%s: the length is too large; use one up to 99999", o)
 	case strings.ContainsAny(o.params, "\x00\r\n"):
@@ -117,24 +149,38 @@ func (o operator) check(release uint32) error {
 		return nil
 	case o.name == "CEL":
 		return checkExpression(o.params)
-	case o.name == "COALESCE" && !json.Valid([]byte(o.params)):
-		return fmt.Errorf("%s: the parameter is not JSON; write %%COALESCE({\"operators\": […]})%%", o)
+	case o.name == "COALESCE":
+		return o.checkList(release)
+	case (takes == headerParam || takes == optionalHeaderParam) && !takes.forms.MatchString(o.params):
+		return fmt.Errorf("%s: the parameter is not the name of a header, nor two names with a question mark between them; correct it", o)
 	case takes.forms != nil && !takes.forms.MatchString(o.params):
 		return fmt.Errorf("%s: Envoy does not know the parameter; it takes %s", o, strings.Trim(takes.forms.String(), "^$"))
 	}
 	return nil
 }
 
-// similar offers the operators that begin or end alike.
+// operatorList is where Envoy documents its operators.
+const operatorList = "https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter"
+
+// similar offers the operators that begin or end alike, or the one that is spelt alike, or that of the field in an access
+// log whose name is spelt alike.
 func similar(name string) string {
 	var near []string
-	for _, known := range slices.Sorted(maps.Keys(operators)) {
+	all := slices.Sorted(maps.Keys(operators))
+	for _, known := range all {
 		if strings.HasPrefix(known, name) || strings.HasSuffix(known, name) || strings.HasPrefix(name, known) && len(known) > 3 {
 			near = append(near, "%"+known+"%")
 		}
 	}
-	if len(near) == 0 {
-		return "; see Envoy's list of command operators, or remove it"
+	if nearest, ok := problem.Nearest(name, all); ok && len(near) == 0 {
+		near = append(near, "%"+nearest+"%")
 	}
-	return "; did you mean " + strings.Join(near[:min(3, len(near))], " or ")
+	if field, ok := problem.Nearest(name, settings.LogFieldNames); ok && len(near) == 0 {
+		near = append(near, Params{}.fields([]string{field})[field].(string))
+	}
+	meant := ""
+	if len(near) > 0 {
+		meant = " (did you mean " + strings.Join(near[:min(3, len(near))], " or ") + "?)"
+	}
+	return meant + "; see " + operatorList + ", or remove it"
 }

@@ -23,11 +23,15 @@ func TestAnOperatorThatEnvoyWouldRefuseIsNamed(t *testing.T) {
 		"%CEL(has(request.headers.cookie))%":                                                     "",
 		"%FILTER_STATE(usher.tlv.vpce:PLAIN)%":                                                   "",
 		"%NOPE%":                                                                                 "%NOPE%: there is no operator NOPE",
-		"a %REMOTE_ADDRESS% b":                                                                   "%REMOTE_ADDRESS%: there is no operator REMOTE_ADDRESS; did you mean %DOWNSTREAM_DIRECT_REMOTE_ADDRESS% or %DOWNSTREAM_REMOTE_ADDRESS% or %UPSTREAM_REMOTE_ADDRESS%",
+		"a %REMOTE_ADDRESS% b":                                                                   "%REMOTE_ADDRESS%: there is no operator REMOTE_ADDRESS (did you mean %DOWNSTREAM_DIRECT_REMOTE_ADDRESS% or %DOWNSTREAM_REMOTE_ADDRESS% or %UPSTREAM_REMOTE_ADDRESS%?)",
 		"%DURATION(3)%":                                                                          "%DURATION(3)%: the operator takes no parameter; use %DURATION%",
 		"%REQ%":                                                                                  "%REQ%: the operator needs a parameter; use %REQ(…)%",
 		"%REQ( )%":                                                                               "%REQ( )%: the operator needs a parameter; use %REQ(…)%",
-		"%REQ(a?b?c)%":                                                                           "%REQ(a?b?c)%: Envoy does not know the parameter",
+		"%REQ(a?b?c)%":                                                                           "%REQ(a?b?c)%: the parameter is not the name of a header",
+		"%REQ(x)y)%":                                                                             "%REQ(x)y)%: the parameter is not the name of a header",
+		"%REQ(::a)%":                                                                             "%REQ(::a)%: the parameter is not the name of a header",
+		"%RESP(a?x@y)%":                                                                          "%RESP(a?x@y)%: the parameter is not the name of a header",
+		"%REQ(:path?x_y.z!)%":                                                                    "",
 		"%PROTOCOL:3%":                                                                           `%PROTOCOL:3%: the operator takes no length; leave ":3" out`,
 		"%GRPC_STATUS(X)%":                                                                       "%GRPC_STATUS(X)%: Envoy does not know the parameter; it takes (CAMEL_STRING|SNAKE_STRING|NUMBER)",
 		"100%":                                                                                   `"100%" has a % that begins no operator`,
@@ -52,6 +56,126 @@ func TestAnOperatorThatEnvoyWouldRefuseIsNamed(t *testing.T) {
 	}
 	if err := checkText(capabilitiesOfMinor(40), "%DOWNSTREAM_CX_RTT% %COALESCE({\"operators\":[\"PROTOCOL\"]})%"); err != nil {
 		t.Errorf("on Envoy 1.40: %v", err)
+	}
+}
+
+// listedOperators are lists of operators, and why Envoy 1.38 refuses them; "" if it does not.
+var listedOperators = map[string]string{
+	`{"operators":["PROTOCOL",{"command":"REQ","param":"a?b","max_length":7,"other":1}],"other":1}`: "",
+	`{"operators":[{"command":"PROTOCOL","param":""}]}`:                                             "",
+	`{"operators":[{"command":"COALESCE","param":"{\"operators\":[\"PROTOCOL\"]}"}]}`:               "",
+	`{"operators":[{"command":"CEL","param":"int(request.size\u0029"}]}`:                            "",
+	`{"operators":[{"command":"START_TIME","param":"%Y-%m"}]}`:                                      "",
+	`{"operators":["REQUESTED_SERVER_NAM"]}`:                                                        "operators[0]: %REQUESTED_SERVER_NAM%: there is no operator REQUESTED_SERVER_NAM (did you mean %REQUESTED_SERVER_NAME%?)",
+	`{"operators":["PROTOCOL","REQEUSTED_SERVER_NAME"]}`:                                            `operators[1]: %REQEUSTED_SERVER_NAME%: there is no operator REQEUSTED_SERVER_NAME (did you mean %REQUESTED_SERVER_NAME%?); see https://www.envoyproxy.io/`,
+	`{"operators":["protocol"]}`:                                                                    `operators[0]: %protocol%: there is no operator protocol (did you mean %PROTOCOL%?)`,
+	`{"operators":[{"command":"COALESCE","param":"{\"operators\":[\"NOPE\"]}"}]}`:                   "there is no operator NOPE",
+	`{"operators":["DOWNSTREAM_CX_RTT"]}`:                                                           "operators[0]: %DOWNSTREAM_CX_RTT%: the operator needs Envoy 1.40 or later; upgrade Envoy, or leave it out",
+	`{"operators":["REQ"]}`:                                                                         "operators[0]: %REQ%: the operator needs a parameter",
+	`{"operators":[{"command":"PROTOCOL","param":"x"}]}`:                                            "operators[0]: %PROTOCOL(x)%: the operator takes no parameter",
+	`{"operators":[{"command":"PROTOCOL","max_length":3}]}`:                                         `operators[0]: %PROTOCOL:3%: the operator takes no length; leave ":3" out`,
+	`{"operators":[{"command":"REQ","param":"a?b?c"}]}`:                                             "operators[0]: %REQ(a?b?c)%: the parameter is not the name of a header",
+	`{"operators":[{"command":"CEL","param":"requst.path"}]}`:                                       `operators[0]: the expression "requst.path": there is no attribute "requst"`,
+	`{"operators":[{"command":"REQ_WITHOUT_QUERY","param":":path"}]}`:                               "operators[0]: %REQ_WITHOUT_QUERY(:path)%: the operator works only in log formats",
+	`{"operators":["REQ(x)"]}`:                                                                      "operators[0] is not an operator; write",
+	`{"operators":["PROTOCOL",5]}`:                                                                  "operators[1] is not an operator; write",
+	`{"operators":[null]}`:                                                                          "operators[0] is not an operator; write",
+	`{"operators":[{"Command":"PROTOCOL"}]}`:                                                        "operators[0] is not an operator; write",
+	`{"operators":[{"command":"REQ","param":null}]}`:                                                "operators[0] is not an operator; write",
+	`{"operators":[{"command":"REQ","param":"x","max_length":0}]}`:                                  "operators[0] is not an operator; write",
+	`{"operators":[{"command":"REQ","param":"x","max_length":"3"}]}`:                                "operators[0] is not an operator; write",
+	`{"operators":[{"command":"REQ","param":"x","max_length":3.5}]}`:                                "operators[0] is not an operator; write",
+	`{"operators":[]}`:           "the parameter has no list of operators; write",
+	`{"operators":"PROTOCOL"}`:   "the parameter has no list of operators; write",
+	`{"Operators":["PROTOCOL"]}`: "the parameter has no list of operators; write",
+	`["PROTOCOL"]`:               "the parameter has no list of operators; write",
+	`x`:                          "the parameter is not JSON; write",
+}
+
+func TestAnOperatorInsideAnOperatorIsChecked(t *testing.T) {
+	for list, want := range listedOperators {
+		text := "%COALESCE(" + list + ")%"
+		err := checkText(capabilitiesOfMinor(38), text)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestAHeaderThatEnvoyWouldRefuseIsNamed(t *testing.T) {
+	for value, want := range map[string]string{
+		"%DOWNSTREAM_LOCAL_PORT% 100%% %REQ(a?b):3%":                                              "",
+		`%DYNAMIC_METADATA(["a", "b"])%%UPSTREAM_METADATA( ["a", "b"] )%%PER_REQUEST_STATE(a.b)%`: "",
+		"%CEL({'a': request.time.getHours()}['a'])%":                                              "",
+		"%DOWNSTREAM_LOCAL_PRT%":                                                                  `%DOWNSTREAM_LOCAL_PRT%: there is no operator DOWNSTREAM_LOCAL_PRT (did you mean %DOWNSTREAM_LOCAL_PORT%?)`,
+		"a %DOWNSTREAM_CX_RTT%":                                                                   "%DOWNSTREAM_CX_RTT%: the operator needs Envoy 1.40 or later",
+		"%CEL%":                                                                                   "%CEL%: the operator needs a parameter",
+		"%PER_REQUEST_STATE%":                                                                     "%PER_REQUEST_STATE%: there is no operator PER_REQUEST_STATE",
+		"%REQ_WITHOUT_QUERY(a)%":                                                                  "%REQ_WITHOUT_QUERY(a)%: the operator works only in log formats",
+		`%COALESCE({"operators":["PROTOCOLL"]})%`:                                                 `operators[0]: %PROTOCOLL%: there is no operator PROTOCOLL`,
+		"100%": `"100%" has a % that begins no operator`,
+	} {
+		err := CheckHeader(value, capabilitiesOfMinor(38))
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", value, err, want)
+		}
+		if err := CheckHeader(value, capabilitiesOfMinor(35)); err != nil {
+			t.Errorf("on Envoy 1.35, %s: %v", value, err)
+		}
+	}
+	if err := CheckHeader("%DOWNSTREAM_NEWS%", capabilitiesOfMinor(41)); err != nil {
+		t.Errorf("on an Envoy that may know it: %v", err)
+	}
+}
+
+// FuzzOperators checks and rewrites texts with operators. What untrusted downstreams get shows no claim, and Envoy takes
+// it if it takes the text.
+func FuzzOperators(f *testing.F) {
+	for list := range listedOperators {
+		f.Add("%COALESCE(" + list + ")%")
+	}
+	for _, text := range []string{
+		"a %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_LOCAL_PORT% 100%%", "%CEL(source.address)%", "%REQ(a?b):3%", "%NOPE%", "%",
+		`%COALESCE({"operators":["DOWNSTREAM_REMOTE\u005fADDRESS",{"command":"COALESCE","param":"{\"operators\":[\"DOWNSTREAM_LOCAL_PORT\"]}"}]})%`,
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		can := capabilitiesOfMinor(40)
+		safe := hideClaims(text, can, noValue)
+		if again := hideClaims(safe, can, noValue); again != safe {
+			t.Errorf("%q becomes %q, and this becomes %q", text, safe, again)
+		}
+		replaceOperators(safe, func(o operator) string {
+			wantNoClaim(t, text, o)
+			return ""
+		})
+		if header := HeaderWithoutClaims(text, can); CheckHeader(text, can) == nil && CheckHeader(header, can) != nil {
+			t.Errorf("the header %q becomes %q: %v", text, header, CheckHeader(header, can))
+		}
+		if checkText(can, text) == nil {
+			if err := checkText(can, safe); err != nil {
+				t.Errorf("%q becomes %q: %v", text, safe, err)
+			}
+		}
+	})
+}
+
+// wantNoClaim wants an operator, and those inside it, to show nothing that a PROXY header claims.
+func wantNoClaim(t *testing.T, text string, o operator) {
+	t.Helper()
+	row, known := operators[o.name]
+	if !known || row.proxyClaim == claimUseDirect || row.proxyClaim == claimIfExpression && addressWord.MatchString(o.params) {
+		t.Errorf("%q becomes a text with %s", text, o)
+	}
+	if row.proxyClaim == claimIfListed {
+		list, err := operatorsIn(o.params)
+		if err != nil {
+			t.Errorf("%q becomes a text with %s: %v", text, o, err)
+		}
+		for _, inner := range list {
+			wantNoClaim(t, text, inner)
+		}
 	}
 }
 

@@ -44,7 +44,11 @@ var (
 	metadataParam       = form(`^(DYNAMIC|CLUSTER|ROUTE|UPSTREAM_HOST|LISTENER|LISTENER_FILTER_CHAIN|VIRTUAL_HOST)(:.+)?$`)
 )
 
-const headerPattern = `^[^?\s]+(\?[^?\s]*)?$`
+// headerPattern matches the name of a header, or two: the second counts where the first is missing.
+const (
+	headerPattern = "^" + namePattern + `(\?(` + namePattern + `)?)?$`
+	namePattern   = ":?[!#$&'*+.^_`|~0-9A-Za-z-]+"
+)
 
 // plainOperators take no parameter and show nothing that a downstream can claim or that the settings can redact. The
 // key is the minor release that has them.

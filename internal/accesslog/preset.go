@@ -18,7 +18,7 @@ const ecsVersion = "9.4.0"
 // one.
 func (p Params) ecsFormat() (logFormat, error) {
 	if !p.Envoy.Expressions {
-		return logFormat{}, errors.New(`format "ecs" uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or use "consul"`)
+		return logFormat{}, tooOldError{errors.New(`format "ecs" uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or use "consul"`)}
 	}
 	type object = map[string]any
 	const address = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
@@ -105,7 +105,7 @@ func (p Params) combinedFormat() (logFormat, error) {
 		return lineFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
 	}
 	if !p.Envoy.Expressions {
-		return logFormat{}, errors.New(`format "combined" uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or use "consul"`)
+		return logFormat{}, tooOldError{errors.New(`format "combined" uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or use "consul"`)}
 	}
 	path := redactedText
 	if !p.redactsHeader(originalPath) {

@@ -1,7 +1,6 @@
 package accesslog
 
 import (
-	"encoding/json"
 	"fmt"
 	"regexp"
 	"slices"
@@ -23,26 +22,34 @@ const (
 	claimIfListed                       // it can if one of the operators in its parameter can
 )
 
-var (
-	addressWord  = regexp.MustCompile(`\b(source|destination)\b`)
-	operatorName = regexp.MustCompile(`\b[A-Z][A-Z0-9_]+\b`)
-)
+var addressWord = regexp.MustCompile(`\b(source|destination)\b`)
 
 // noValue is what Envoy writes where an operator has no value.
 const noValue = "-"
 
+// HeaderWithoutClaims returns the value of a header for untrusted downstreams, in which Envoy replaces operators as in a
+// format. It shows nothing that a PROXY header claims, and is empty if nothing is left.
+func HeaderWithoutClaims(value string, can envoy.Capabilities) string {
+	if !strings.Contains(value, "%") {
+		return value
+	}
+	return hideClaims(value, can, "")
+}
+
 // withoutClaims returns the format for untrusted downstreams. It never shows what a PROXY header claims: it has the
 // connection's own addresses instead, and nothing where there is no such counterpart.
 func withoutClaims(f logFormat, can envoy.Capabilities) logFormat {
-	return f.each(func(text string) string { return hideClaims(text, can) })
+	return f.each(func(text string) string { return hideClaims(text, can, noValue) })
 }
 
-func hideClaims(text string, can envoy.Capabilities) string {
+// hideClaims returns the text with the connection's own addresses in place of claimed ones, and with none where there is
+// no such counterpart.
+func hideClaims(text string, can envoy.Capabilities, none string) string {
 	return replaceOperators(text, func(o operator) string {
 		if replacement, ok := o.withoutClaim(can); ok {
 			return replacement.String()
 		}
-		return noValue
+		return none
 	})
 }
 
@@ -63,40 +70,6 @@ func (o operator) withoutClaim(can envoy.Capabilities) (operator, bool) {
 		return o.listWithoutClaims(can)
 	}
 	return o, false
-}
-
-// listWithoutClaims changes the operators of COALESCE. Each is a text, or an object with a command and its
-// parameter.
-func (o operator) listWithoutClaims(can envoy.Capabilities) (operator, bool) {
-	var params struct{ Operators []json.RawMessage }
-	if err := json.Unmarshal([]byte(o.params), &params); err != nil || len(params.Operators) == 0 {
-		return o, false
-	}
-	renamed := map[string]string{}
-	for _, raw := range params.Operators {
-		var object struct{ Command, Param string }
-		var text string
-		if json.Unmarshal(raw, &text) == nil {
-			object.Command = text
-		} else if json.Unmarshal(raw, &object) != nil {
-			return o, false
-		} else if object.Param != "" {
-			object.Command += "(" + object.Param + ")"
-		}
-		inner := parseOperator("%" + object.Command + "%")
-		safe, ok := inner.withoutClaim(can)
-		if !ok || operators[inner.name].proxyClaim == claimIfListed {
-			return o, false
-		}
-		renamed[inner.name] = safe.name
-	}
-	o.params = operatorName.ReplaceAllStringFunc(o.params, func(name string) string {
-		if safe := renamed[name]; safe != "" {
-			return safe
-		}
-		return name
-	})
-	return o, true
 }
 
 // redaction returns what is logged of an operator, for a listener that redacts anything.
@@ -228,4 +201,17 @@ func networkOf(address string) string {
 	v6 := fmt.Sprintf(`%s.matches(r'%s') ? %s : %s`, address, whole,
 		extract(whole, `\1::/48`), extract(`^\[(:|(?:[0-9a-f]+:){1,2}):`, `\1:/48`))
 	return fmt.Sprintf(`%s.startsWith('[') ? (%s) : %s`, address, v6, v4)
+}
+
+// redactSetting returns the first setting of the listener that redacts.
+func (p Params) redactSetting() string {
+	switch {
+	case p.Settings.RedactQuery == settings.Yes:
+		return "redact_query"
+	case len(p.Settings.RedactHeaders) > 0:
+		return "redact_headers"
+	case len(p.Settings.RedactCookies) > 0:
+		return "redact_cookies"
+	}
+	return "client_address"
 }

@@ -105,11 +105,15 @@ func (p Params) rateLimit(s sink) (logFilter, map[string]*typev3.TokenBucket, er
 	if n == settings.NoRateLimit || !p.logsReasons() || !p.Envoy.LogRateLimit {
 		return nil, nil, nil
 	}
-	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.destination())
+	return tokenBucket(fmt.Sprintf("usher-rejected-%d:%s", n, s.destination()), n)
+}
+
+// tokenBucket returns a filter that selects so many log entries a second, and the bucket that it names.
+func tokenBucket(name string, perSecond int) (logFilter, map[string]*typev3.TokenBucket, error) {
 	reference := &processratelimitv3.DynamicTokenBucket{ResourceName: name, ConfigSource: envoy.OverADS(envoy.FetchTimeout{})}
 	filter, err := extensionFilter("process_ratelimit", &processratelimitv3.ProcessRateLimitFilter{DynamicConfig: reference})
 	return filter, map[string]*typev3.TokenBucket{name: {
-		MaxTokens: uint32(n), TokensPerFill: wrapperspb.UInt32(uint32(n)), FillInterval: durationpb.New(time.Second),
+		MaxTokens: uint32(perSecond), TokensPerFill: wrapperspb.UInt32(uint32(perSecond)), FillInterval: durationpb.New(time.Second),
 	}}, err
 }
 

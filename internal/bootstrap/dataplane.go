@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -106,6 +107,12 @@ type dataplaneParameters struct {
 	// place of Consul's rules, so that the list needs no comma more or less.
 	FirstTags, LastTag string
 }
+
+// VerifiedName returns the name or IP address that Usher's certificate must be for.
+func (p dataplaneParameters) VerifiedName() string { return cmp.Or(p.ServerName, p.XDS.Host) }
+
+// ServerIsIP reports whether that is an IP address, which is no server name (RFC 6066 section 3).
+func (p dataplaneParameters) ServerIsIP() bool { return net.ParseIP(p.VerifiedName()) != nil }
 
 func dataplaneParametersOf(o DataplaneOptions) (dataplaneParameters, error) {
 	p := dataplaneParameters{DataplaneOptions: o}

@@ -18,7 +18,9 @@ import (
 	_ "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
+	logsv1 "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/usherproxy/usher/internal/bootstrap"
@@ -264,6 +266,24 @@ func TestAListenerTakesThePlaceOfTheAdminInterface(t *testing.T) {
 	}
 	if len(admins) != 2 {
 		t.Errorf("two Envoys have the admin interfaces %v", admins)
+	}
+}
+
+// TestReportsGoThroughConsulDataplane wants that what a listener reports arrives at consul-dataplane as a discovery stream,
+// and that Usher can tell what it is.
+func TestReportsGoThroughConsulDataplane(t *testing.T) {
+	_, b := ofPlainGateway().fill(t, dataplaneTemplate(t, bootstrap.DataplaneOptions{DrainTime: bootstrap.DefaultDrainTime}))
+	listeners, managers := ushersListeners(t, b)
+	if got, want := addressesOf(b)["usher_reports"], addressText(listeners["usher_reports"].GetAddress()); got != want {
+		t.Errorf("the listener is at %q, and its cluster at %q", want, got)
+	}
+	route := managers["usher_reports"].GetRouteConfig().GetVirtualHosts()[0].GetRoutes()[0]
+	if got, want := route.GetMatch().GetPath(), logsv1.LogsService_Export_FullMethodName; got != want {
+		t.Errorf("it takes %s, want %s", got, want)
+	}
+	const ads = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName
+	if got := route.GetRoute().GetPrefixRewrite(); got != ads {
+		t.Errorf("it passes on %s, want %s", got, ads)
 	}
 }
 

@@ -140,10 +140,17 @@ func badSettings() []bad {
 		{"one listener", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { listeners {`, `  "8080" {`, `    proxy_protocol { mode = "on" }`, `  }`, `} } }`), []string{
 			`DIR/a.hcl:5: usher.listeners.8080.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`,
 		}},
-		{"other config", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  envoy_tracing_json = "{}"`, `}`), []string{
-			"DIR/a.hcl:4: config.envoy_tracing_json: this key is unknown; remove it, or use envoy_gateway_bind_addresses, " +
+		{"other config", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  envoy_trcing_json = "{}"`, `}`), []string{
+			"DIR/a.hcl:4: config.envoy_trcing_json: this key is unknown; remove it, or use envoy_gateway_bind_addresses, " +
 				"envoy_gateway_bind_tagged_addresses, envoy_gateway_no_default_bind, envoy_mesh_gateway_bind_addresses, " +
 				"envoy_mesh_gateway_bind_tagged_addresses, envoy_mesh_gateway_no_default_bind, max_request_headers_kb, protocol, usher, xds_fetch_timeout_ms",
+		}},
+		{"Consul's own key", hclFile(`Kind = "proxy-defaults"`, `Name = "global"`, `Config { envoy_prometheus_bind_addr = "0.0.0.0:9102" }`), []string{
+			"DIR/a.hcl:3: Config.envoy_prometheus_bind_addr: this is Consul's own key, for the bootstrap that consul connect envoy or consul-dataplane writes; " +
+				"it has no meaning in file mode; remove it, and read /stats/prometheus at Envoy's admin address",
+		}},
+		{"Consul's own key, of a gateway's definition", hclFile(`service {`, `  name = "gw"`, `  kind = "ingress-gateway"`, `  proxy { config { connect_timeout_ms = 1000 } }`, `}`), []string{
+			"DIR/a.hcl:4: proxy.config.connect_timeout_ms: this is Consul's own key, which sidecars, mesh gateways and terminating gateways read; it has no meaning in file mode; remove it",
 		}},
 	}
 }

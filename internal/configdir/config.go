@@ -37,6 +37,8 @@ type config struct {
 	definitions []*entry[definition] // by service ID
 
 	problems Problems
+
+	onlySettings bool // nothing counts but Usher's settings
 }
 
 // extensions are those of the files that are read.
@@ -51,19 +53,19 @@ func isConfigFile(name string) bool {
 // readConfig reads the files of dir, not those of its subdirectories.
 func readConfig(dir string) *config {
 	c := &config{}
+	c.readDir(dir)
+	return c
+}
+
+func (c *config) readDir(dir string) {
 	listed, err := os.ReadDir(dir)
 	if err != nil {
 		c.unreadable(dir, err)
-		return c
+		return
 	}
 	listed = slices.DeleteFunc(listed, func(f os.DirEntry) bool { return !isConfigFile(f.Name()) })
 	for _, f := range listed {
-		path := filepath.Join(dir, f.Name())
-		if text, err := filewatch.ReadFile(path); err != nil {
-			c.unreadable(path, err)
-		} else {
-			c.text(path, bytes.TrimPrefix(text, []byte("\ufeff")))
-		}
+		c.file(filepath.Join(dir, f.Name()))
 	}
 	if len(listed) == 0 {
 		c.add(dir, "there is no file with the extension "+strings.Join(extensions, ", ")+" in it; "+
@@ -72,11 +74,18 @@ func readConfig(dir string) *config {
 	if len(c.problems) == 0 {
 		c.check()
 	}
-	return c
+}
+
+func (c *config) file(path string) {
+	if text, err := filewatch.ReadFile(path); err != nil {
+		c.unreadable(path, err)
+	} else {
+		c.text(path, bytes.TrimPrefix(text, []byte("\ufeff")))
+	}
 }
 
 func (c *config) add(where, what string) {
-	c.problems = append(c.problems, problem.Problem{Where: where, What: what})
+	c.problems = append(c.problems, problem.Problem{Where: where, What: what, At: problem.Position{File: where}})
 }
 
 func (c *config) unreadable(path string, err error) {
@@ -88,22 +97,22 @@ func (c *config) text(path string, text []byte) {
 	// A program that writes a file in place empties it first. An empty file that counted would remove its entries
 	// for a moment, and listeners with them.
 	if len(bytes.TrimSpace(text)) == 0 {
-		c.add(configtree.At(path, 1), "the file is empty; write an entry, or remove it")
+		d := &configtree.Decoder{File: path}
+		d.Add(configtree.Mark{Line: 1, Column: 1}, "", "the file is empty; write an entry, or remove it")
+		c.problems = append(c.problems, d.Problems...)
 		return
 	}
-	var docs []*yaml.Node
-	var bad *problem.Problem
-	read := c.yamlDocument
-	if ext := filepath.Ext(path); ext == ".yaml" || ext == ".yml" {
-		docs, bad = configtree.ParseYAML(path, text)
-	} else {
-		var root *yaml.Node
-		root, bad = configtree.Parse(path, text)
-		docs, read = []*yaml.Node{root}, c.document
-	}
+	docs, bad := documentsOf(path, text)
 	if bad != nil {
 		c.problems = append(c.problems, *bad)
 		return
+	}
+	read := c.document
+	if isYAML(path) {
+		read = c.yamlDocument
+	}
+	if c.onlySettings {
+		read = readSettings
 	}
 	for _, doc := range docs {
 		d := &configtree.Decoder{File: path}
@@ -112,12 +121,22 @@ func (c *config) text(path string, text []byte) {
 	}
 }
 
+func documentsOf(path string, text []byte) ([]*yaml.Node, *problem.Problem) {
+	if isYAML(path) {
+		return configtree.ParseYAML(path, text)
+	}
+	root, bad := configtree.Parse(path, text)
+	return []*yaml.Node{root}, bad
+}
+
+func isYAML(path string) bool { return slices.Contains([]string{".yaml", ".yml"}, filepath.Ext(path)) }
+
 // document reads one HCL or JSON document.
 func (c *config) document(d *configtree.Decoder, root *yaml.Node) {
 	has := func(name string) bool { key, _ := configtree.Get(root, name); return key != nil }
 	switch {
 	case root.Kind != yaml.MappingNode:
-		d.Add(root.Line, "", "%s is not allowed; write an object: a config entry with kind and name, or service definitions",
+		d.Add(configtree.MarkOf(root), "", "%s is not allowed; write an object: a config entry with kind and name, or service definitions",
 			configtree.Describe(root))
 	case has("apiVersion"):
 		c.resource(d, root)
@@ -126,10 +145,10 @@ func (c *config) document(d *configtree.Decoder, root *yaml.Node) {
 	case has("service") || has("services"):
 		c.definitionsFile(d, root)
 	case has("usher") || has("gateway"):
-		d.Add(root.Content[0].Line, "", "these are Usher's settings; give the file with --config, and keep it out of this directory")
+		d.Add(configtree.MarkOf(root.Content[0]), "", "these are Usher's settings; give the file with --config, and keep it out of this directory")
 	case isHelm(d, root) || len(root.Content) == 0 && filepath.Ext(d.File) == ".hcl": // only comments
 	default:
-		d.Add(root.Line, "", "this is neither a config entry, which has kind and name, "+
+		d.Add(configtree.MarkOf(root), "", "this is neither a config entry, which has kind and name, "+
 			"nor service definitions (service, services); write one of them, or remove it")
 	}
 }
@@ -144,7 +163,7 @@ func (c *config) yamlDocument(d *configtree.Decoder, root *yaml.Node) {
 		c.resource(d, root)
 	case isHelm(d, root):
 	default:
-		d.Add(root.Line, "", "this document has no apiVersion and kind; in YAML write custom resources (%s), "+
+		d.Add(configtree.MarkOf(root), "", "this document has no apiVersion and kind; in YAML write custom resources (%s), "+
 			"other entries and service definitions as HCL or JSON", customAPI)
 	}
 }
@@ -170,7 +189,7 @@ func (c *config) resourceList(d *configtree.Decoder, root *yaml.Node) {
 func isHelm(d *configtree.Decoder, root *yaml.Node) bool {
 	for _, name := range []string{"global", "ingressGateways", "connectInject", "meshGateway"} {
 		if key, _ := configtree.Get(root, name); key != nil && key.Value == name {
-			d.Add(root.Line, "", "these look like values for Consul's Helm chart, not config entries; "+
+			d.Add(configtree.MarkOf(root), "", "these look like values for Consul's Helm chart, not config entries; "+
 				"move the file elsewhere, and write the entries here")
 			return true
 		}
@@ -235,4 +254,18 @@ func (c *config) gatewayNames() []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// gatewayPlaces returns where the entries of gateways are, or else their definitions, by name.
+func (c *config) gatewayPlaces() map[string]problem.Position {
+	places := map[string]problem.Position{}
+	for _, def := range c.definitions {
+		if def.spec.Kind == kindIngressGateway {
+			places[def.spec.Name] = def.namePlace()
+		}
+	}
+	for _, e := range c.gateways {
+		places[e.name] = e.namePlace()
+	}
+	return places
 }

@@ -19,6 +19,7 @@ type content struct {
 	datacenter string
 	gateways   map[string]*gateway.Snapshot // by name; also those without an entry any more
 	names      []string                     // of the gateways with an entry or a definition, sorted
+	places     map[string]problem.Position  // of their entries, or else of their definitions, by name
 
 	chains    map[gateway.ServiceName]*gateway.Chain
 	endpoints map[string]*gateway.Endpoints // by target ID
@@ -29,6 +30,25 @@ type content struct {
 	// problems are those of Usher's own settings. They do not invalidate anything else: a layer keeps its last good
 	// settings.
 	problems Problems
+}
+
+// allProblems returns the problems of all gateways.
+func (c *content) allProblems() []problem.Problem {
+	all := slices.Clone(c.problems)
+	for _, name := range c.names {
+		all = append(all, c.gateways[name].Problems...)
+	}
+	slices.SortFunc(all, problem.Compare)
+	return slices.Compact(all)
+}
+
+// similar returns, for a message, the gateway whose name is nearest to one that no gateway has; "" if none is near.
+func (c *content) similar(name string) string {
+	near, ok := problem.Nearest(name, c.names)
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("; there is %q (%s)", near, c.places[near])
 }
 
 // builder makes a content.
@@ -43,7 +63,7 @@ type builder struct {
 // build makes the content of c, which has no problems. Parts that are as they were in before keep their pointers.
 func build(c *config, before *content) *content {
 	b := builder{config: c, before: before, layerProblems: map[string][]problem.Problem{}, content: &content{
-		datacenter: before.datacenter, gateways: map[string]*gateway.Snapshot{}, names: c.gatewayNames(),
+		datacenter: before.datacenter, gateways: map[string]*gateway.Snapshot{}, names: c.gatewayNames(), places: c.gatewayPlaces(),
 		chains: map[gateway.ServiceName]*gateway.Chain{}, endpoints: map[string]*gateway.Endpoints{},
 		instances: map[string]settings.Layer{},
 	}}
@@ -151,8 +171,21 @@ func (b *builder) snapshot(name string) *gateway.Snapshot {
 		entry := &gateway.Entry{Name: name, TLS: e.spec.TLS, Defaults: e.spec.Defaults, Listeners: e.spec.Listeners}
 		s.Entry = keep(before.Entry, entry)
 		b.addServices(s, e)
+	} else if at, defined := b.places[name]; defined {
+		addProblem(s, at, "the gateway %q has no ingress-gateway entry, so its Envoys have no listeners%s; add one, or correct the name", name, b.similarEntry(name))
+		s.Problems[len(s.Problems)-1].Severity = problem.Outage
 	}
 	return keep(before, s)
+}
+
+// similarEntry is similar for a gateway that is defined and has no entry.
+func (b *builder) similarEntry(name string) string {
+	var entries content
+	for _, e := range b.config.gateways {
+		entries.names = append(entries.names, e.name)
+	}
+	entries.places = b.places
+	return entries.similar(name)
 }
 
 // gatewayInstances returns the instances of a gateway: those that are defined, or one that any Envoy of the gateway
@@ -172,7 +205,9 @@ func (b *builder) gatewayInstances(name string, before []*gateway.Instance) []*g
 	}
 	slices.SortFunc(out, func(x, y *gateway.Instance) int { return cmp.Compare(x.ServiceID, y.ServiceID) })
 	for i, in := range out {
-		in.AccessLogs = b.config.proxyDefaults().spec.AccessLogs
+		if e := b.config.proxyDefaults(); e.spec.AccessLogs.Enabled {
+			in.AccessLogs, in.AccessLogsAt = e.spec.AccessLogs, e.place("AccessLogs")
+		}
 		for _, old := range before {
 			if old.ServiceID == in.ServiceID {
 				out[i] = keep(old, in)
@@ -207,7 +242,7 @@ func (b *builder) proxyConfig(name string, registration proxyConfig) gateway.Pro
 func (b *builder) addServices(s *gateway.Snapshot, e *entry[ingressGateway]) {
 	for i, l := range e.spec.Listeners {
 		for k, listed := range l.Services {
-			name, at := listed.Name, e.at("Listeners", i, "Services", k, "Name")
+			name, at := listed.Name, e.place("Listeners", i, "Services", k, "Name")
 			if name == wildcard {
 				b.addWildcard(s, l, at)
 				continue
@@ -229,7 +264,7 @@ func (b *builder) isDefined(service string) bool {
 }
 
 // addWildcard adds the defined services that have the listener's protocol and that it does not name.
-func (b *builder) addWildcard(s *gateway.Snapshot, l gateway.Listener, at string) {
+func (b *builder) addWildcard(s *gateway.Snapshot, l gateway.Listener, at problem.Position) {
 	byName := func(x, y gateway.ServiceName) int { return cmp.Compare(x.Name, y.Name) }
 	for _, service := range slices.SortedFunc(maps.Keys(b.chains), byName) {
 		isNamed := slices.ContainsFunc(l.Services, func(s gateway.ListenerService) bool { return s.Name == service.Name })
@@ -240,11 +275,14 @@ func (b *builder) addWildcard(s *gateway.Snapshot, l gateway.Listener, at string
 }
 
 // addService adds a service, unless its intentions deny the gateway: nothing behind the gateway would enforce them.
-func (b *builder) addService(s *gateway.Snapshot, service gateway.Service, at string) {
+func (b *builder) addService(s *gateway.Snapshot, service gateway.Service, at problem.Position) {
 	name := service.Service.Name
 	if deniedAt := b.config.denied(s.ID.Name, name); deniedAt != "" {
 		addProblem(s, at, "service %q is not routed, because its intentions deny the gateway %q (%s); "+
 			"allow it there, or remove the service from the listener", name, s.ID.Name, deniedAt)
+		if b.config.allowsAny(name) { // the intention may be meant for the gateway
+			s.Problems[len(s.Problems)-1].Severity = problem.Notice
+		}
 		return
 	}
 	s.Services = append(s.Services, service)
@@ -253,6 +291,6 @@ func (b *builder) addService(s *gateway.Snapshot, service gateway.Service, at st
 	s.Endpoints = s.Endpoints.With(id, b.endpoints[id])
 }
 
-func addProblem(s *gateway.Snapshot, at, format string, args ...any) {
-	s.Problems = append(s.Problems, problem.Problem{Where: at, What: fmt.Sprintf(format, args...)})
+func addProblem(s *gateway.Snapshot, at problem.Position, format string, args ...any) {
+	s.Problems = append(s.Problems, problem.Problem{Where: at.String(), At: at, What: fmt.Sprintf(format, args...)})
 }

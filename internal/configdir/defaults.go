@@ -33,8 +33,35 @@ type proxyConfig struct {
 	Protocol            string // proxy-defaults': of services without one
 	Usher               *yaml.Node
 
+	consulKeys
+
 	file string
 	root *yaml.Node
+}
+
+// consulKeys are the keys of an opaque config that Consul from 1.15 to 1.22 and its tools read, and that mean nothing
+// to an ingress gateway in file mode.
+type consulKeys struct {
+	EnvoyBootstrapJSONTpl, EnvoyExtraStaticClustersJSON,
+	EnvoyExtraStaticListenersJSON, EnvoyExtraStatsSinksJSON,
+	EnvoyStatsConfigJSON, EnvoyStatsFlushInterval, EnvoyStatsTags,
+	EnvoyStatsdURL, EnvoyDogstatsdURL, EnvoyTracingJSON,
+	EnvoyHCPMetricsBindSocketDir, EnvoyTelemetryCollectorBindSocketDir configtree.Refused `why:"this is Consul's own key, for the bootstrap that consul connect envoy or consul-dataplane writes; it has no meaning in file mode; remove it"`
+	EnvoyPrometheusBindAddr, EnvoyStatsBindAddr configtree.Refused `why:"this is Consul's own key, for the bootstrap that consul connect envoy or consul-dataplane writes; it has no meaning in file mode; remove it, and read /stats/prometheus at Envoy's admin address"`
+
+	EnvoyPublicListenerJSON, EnvoyListenerTracingJSON, EnvoyLocalClusterJSON,
+	LocalConnectTimeoutMs, LocalRequestTimeoutMs, LocalIdleTimeoutMs,
+	MaxInboundConnections, BalanceInboundConnections, BindAddress, BindPort configtree.Refused `why:"this is Consul's own key, which sidecars read; it has no meaning in file mode; remove it"`
+	LocalServiceAddress, HandshakeTimeoutMs, Telemetry configtree.Refused `why:"this is Consul's own key, which the proxy of consul connect proxy reads; it has no meaning in file mode; remove it"`
+
+	EnvoyListenerJSON, EnvoyClusterJSON, BalanceOutboundConnections configtree.Refused `why:"this is Consul's own key, which sidecars read for an upstream; it has no meaning in file mode; remove it"`
+	Limits, PassiveHealthCheck                                      configtree.Refused `why:"this is Consul's own key, which sidecars read for an upstream; it has no meaning in file mode; remove it, and set limits in the ingress-gateway entry"`
+
+	ConnectTimeoutMs configtree.Refused `why:"this is Consul's own key, which sidecars, mesh gateways and terminating gateways read; it has no meaning in file mode; remove it"`
+	MeshGateway      configtree.Refused `why:"this is Consul's own key, which sidecars read to find mesh gateways; it has no meaning in file mode; remove it"`
+	EnvoyDNSDiscoveryType,
+	EnvoyGatewayRemoteTCPEnableKeepalive, EnvoyGatewayRemoteTCPKeepaliveTime,
+	EnvoyGatewayRemoteTCPKeepaliveInterval, EnvoyGatewayRemoteTCPKeepaliveProbes configtree.Refused `why:"this is Consul's own key, which mesh gateways and terminating gateways read; it has no meaning in file mode; remove it"`
 }
 
 // model returns the config as a gateway's Envoy has it.
@@ -58,6 +85,9 @@ func (p proxyConfig) model() gateway.ProxyConfig {
 // layer returns the layer before with the settings under the key usher.
 func (p proxyConfig) layer(before settings.Layer) (settings.Layer, []problem.Problem) {
 	after, problems := before.Update("", configtree.Plain(p.Usher))
+	if len(problems) == 0 && p.Usher != nil {
+		after.Places = configtree.Places(p.file, p.Usher)
+	}
 	configtree.AtLines(p.file, p.root, "", problems)
 	return after, problems
 }
@@ -186,4 +216,15 @@ func (c *config) denied(source, destination string) (position string) {
 		}
 	}
 	return ""
+}
+
+// allowsAny reports whether the intentions allow any source to reach a service.
+func (c *config) allowsAny(destination string) bool {
+	sources := []string{""} // one that no intention names
+	for _, to := range []string{destination, wildcard} {
+		for _, s := range named(c.intentions, to).spec.Sources {
+			sources = append(sources, s.Name)
+		}
+	}
+	return slices.ContainsFunc(sources, func(source string) bool { return c.denied(source, destination) == "" })
 }

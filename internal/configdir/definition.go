@@ -72,7 +72,7 @@ func (c *config) definition(file *configtree.Decoder, n *yaml.Node, path string)
 		return
 	}
 	e.name = cmp.Or(e.spec.ID, e.spec.Name)
-	e.line, _ = e.decoder.Locate(e.root, "Name")
+	e.mark, _ = e.decoder.Locate(e.root, "Name")
 	checkDefinition(e)
 	switch other := named(c.definitions, e.name); {
 	case len(e.decoder.Problems) > 0:

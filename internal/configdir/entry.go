@@ -7,6 +7,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/configtree"
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // kindIngressGateway is the kind of a gateway's config entry and of its instances' definitions.
@@ -101,8 +102,8 @@ type intentionSource struct {
 
 // entry is one config entry or service definition with its position.
 type entry[T any] struct {
-	name    string // of a definition: its service ID
-	line    int    // of the name
+	name    string          // of a definition: its service ID
+	mark    configtree.Mark // of the name
 	root    *yaml.Node
 	decoder *configtree.Decoder // of the document
 	spec    T
@@ -119,21 +120,29 @@ func named[T any](entries []*entry[T], name string) *entry[T] {
 }
 
 // position returns the position of the entry's name.
-func (e *entry[T]) position() string { return configtree.At(e.decoder.File, e.line) }
+func (e *entry[T]) position() string { return configtree.At(e.decoder.File, e.mark.Line) }
+
+// namePlace is position with the column.
+func (e *entry[T]) namePlace() problem.Position {
+	return problem.Position{File: e.decoder.File, Line: e.mark.Line, Column: e.mark.Column}
+}
 
 // addAtName adds a problem at the entry's name.
-func (e *entry[T]) addAtName(format string, args ...any) { e.decoder.Add(e.line, "", format, args...) }
+func (e *entry[T]) addAtName(format string, args ...any) { e.decoder.Add(e.mark, "", format, args...) }
 
 // add adds a problem at the end of steps into the entry's own fields.
 func (e *entry[T]) add(at []any, format string, args ...any) {
-	line, path := e.decoder.Locate(e.root, e.steps(at)...)
-	e.decoder.Add(line, path, format, args...)
+	mark, path := e.decoder.Locate(e.root, e.steps(at)...)
+	e.decoder.Add(mark, path, format, args...)
 }
 
 // at returns the position of the end of steps into the entry's own fields.
-func (e *entry[T]) at(steps ...any) string {
-	line, _ := e.decoder.Locate(e.root, e.steps(steps)...)
-	return configtree.At(e.decoder.File, line)
+func (e *entry[T]) at(steps ...any) string { return e.place(steps...).String() }
+
+// place is at with the column.
+func (e *entry[T]) place(steps ...any) problem.Position {
+	mark, _ := e.decoder.Locate(e.root, e.steps(steps)...)
+	return problem.Position{File: e.decoder.File, Line: mark.Line, Column: mark.Column}
 }
 
 // onlyDefault refuses the namespaces and partitions of Consul Enterprise other than the default ones.
@@ -172,7 +181,7 @@ func (c *config) entry(d *configtree.Decoder, root *yaml.Node) {
 		}
 		names = append(names, name)
 	}
-	d.Add(key.Line, key.Value, "%q is not supported in file mode, which reads %s; remove the entry", kind, strings.Join(names, ", "))
+	d.Add(configtree.MarkOf(key), key.Value, "%q is not supported in file mode, which reads %s; remove the entry", kind, strings.Join(names, ", "))
 }
 
 // appendEntry appends the entry in root, unless it has a problem or the name of an earlier one.
@@ -202,7 +211,7 @@ func (e *entry[T]) readConfigEntry() {
 	e.decoder.Object(e.root, "", &h, &e.spec)
 	e.onlyDefault(nil, h.Namespace, h.Partition)
 	e.name = h.Name
-	e.line, _ = e.decoder.Locate(e.root, "Name")
+	e.mark, _ = e.decoder.Locate(e.root, "Name")
 }
 
 // readCustomResource decodes an entry as Kubernetes has it.
@@ -216,13 +225,13 @@ func (e *entry[T]) readCustomResource() {
 	}
 	d.Object(e.root, "", &r)
 	if r.Spec == nil {
-		d.Add(e.root.Line, "spec", "this resource has no spec; add one")
+		d.Add(configtree.MarkOf(e.root), "spec", "this resource has no spec; add one")
 		return
 	}
 	if _, ok := any(&e.spec).(*serviceIntentions); !ok {
 		d.Object(r.Spec, "spec", &e.spec)
 		e.name = configtree.Text(r.Metadata, "name")
-		e.line, _ = d.Locate(e.root, "metadata", "name")
+		e.mark, _ = d.Locate(e.root, "metadata", "name")
 		return
 	}
 	// The entry has the name of its destination, and not that of the resource.
@@ -232,7 +241,7 @@ func (e *entry[T]) readCustomResource() {
 	d.Object(r.Spec, "spec", &own, &e.spec)
 	e.onlyDefault(steps("Destination"), own.Destination.Namespace, own.Destination.Partition)
 	e.name = own.Destination.Name
-	e.line, _ = d.Locate(e.root, "spec", "Destination", "Name")
+	e.mark, _ = d.Locate(e.root, "spec", "Destination", "Name")
 }
 
 // resource reads a config entry that is written as a custom resource.
@@ -242,11 +251,11 @@ func (c *config) resource(d *configtree.Decoder, root *yaml.Node) {
 	d.Strict = true
 	switch {
 	case configtree.Text(root, "apiVersion") != customAPI:
-		d.Add(version.Line, "apiVersion", "%s is not read in file mode; use %s resources, "+
+		d.Add(configtree.MarkOf(version), "apiVersion", "%s is not read in file mode; use %s resources, "+
 			"and define services in HCL or JSON: service { name, address, port }",
 			configtree.Describe(value), customAPI)
 	case kind == nil:
-		d.Add(root.Line, "", "this resource has no kind; add one")
+		d.Add(configtree.MarkOf(root), "", "this resource has no kind; add one")
 	default:
 		c.entry(d, root)
 	}

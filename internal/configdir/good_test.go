@@ -1,7 +1,11 @@
 package configdir
 
 import (
+	"context"
 	"maps"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,6 +13,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -259,7 +264,12 @@ service { kind = "ingress-gateway" name = "gw" id = "gw-1" }`,
 	timeout := 3 * time.Second
 	a := gateway.Address{Address: "10.0.0.1"}
 	logs := gateway.AccessLogs{Enabled: true, Type: "file", Path: "/var/log/gw", JSONFormat: `{"a":"b"}`}
+	place := settings.PlaceOf("proxy_protocol.mode", 0, got.Instances[1].Registration).String()
+	if !strings.HasSuffix(place, "/defs.hcl:14") {
+		t.Errorf("the mode is set at %s, want line 14 of defs.hcl", place)
+	}
 	strict, _ := settings.Layer{}.Update("", map[string]any{"proxy_protocol": map[string]any{"mode": "strict"}})
+	strict.Places = got.Instances[1].Registration.Places
 	empty, _ := settings.Layer{}.Update("", nil)
 	want := []*gateway.Instance{
 		{
@@ -294,8 +304,43 @@ func TestUnknownGatewayHasNoInstance(t *testing.T) {
 		t.Fatalf("got %+v", got)
 	}
 	want := `dir: there is no ingress-gateway entry "typo"; add one, or correct the gateway's name in its Envoy's bootstrap`
-	if got := got.Problems[0].String(); got != want {
-		t.Errorf("problem %q, want %q", got, want)
+	if got := got.Problems[0]; got.String() != want || got.Severity != problem.Outage {
+		t.Errorf("problem %q (%s), want the outage %q", got, got.Severity, want)
+	}
+}
+
+// TestAMisspeltEntryIsFound has a gateway whose entry has a name that is nearly the one of its Envoy, or of its definition.
+func TestAMisspeltEntryIsFound(t *testing.T) {
+	entry := "kind = \"ingress-gateway\"\nname = \"ingres-gateway\""
+	got := snapshotOf(t, "ingress-gateway", tree{"gw.hcl": entry})
+	if want := `there is no ingress-gateway entry "ingress-gateway"; there is "ingres-gateway" (`; !strings.HasPrefix(got.Problems[0].What, want) || !strings.Contains(got.Problems[0].What, "gw.hcl:2); add one") {
+		t.Errorf("problem %q, want %q", got.Problems[0].What, want)
+	}
+	got = snapshotOf(t, "ingress-gateway", tree{"gw.hcl": entry, "own.hcl": `service { kind = "ingress-gateway" name = "ingress-gateway" }`})
+	if len(got.Problems) != 1 || got.Problems[0].Severity != problem.Outage || filepath.Base(got.Problems[0].At.File) != "own.hcl" ||
+		!strings.Contains(got.Problems[0].What, `has no ingress-gateway entry, so its Envoys have no listeners; there is "ingres-gateway" (`) {
+		t.Errorf("problems %v", got.Problems)
+	}
+}
+
+// TestProblemsOfAllGatewaysAreReported has a service without a definition on a gateway that has no Envoy.
+func TestProblemsOfAllGatewaysAreReported(t *testing.T) {
+	dir := write(t, tree{"gw.hcl": `kind = "ingress-gateway" name = "gw" listeners { port = 80 services { name = "web" } }`})
+	reports := make(chan []problem.Problem, 10)
+	s := NewSource(dir, Options{Report: func(p []problem.Problem) { reports <- p }})
+	if err := s.Load(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	if got := <-reports; len(got) != 1 || !strings.HasPrefix(got[0].What, `service "web" has no definition`) {
+		t.Errorf("at the start, %v are reported", got)
+	}
+	must(t, os.WriteFile(filepath.Join(dir, "web.hcl"), []byte(`service { name = "web" address = "10.0.0.1" port = 80 }`), 0o600))
+	if got := <-reports; len(got) != 0 {
+		t.Errorf("once it is defined, %v are reported", got)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 func TestIntentionsDecideWhatIsRouted(t *testing.T) {
@@ -69,5 +71,28 @@ func TestServiceWithoutDefinitionIsAProblem(t *testing.T) {
 	want := []string{`DIR/gw.hcl:5: service "web" has no definition; add service { name = "web", address, port } to a file`}
 	if diff := cmp.Diff(want, problemsOf(t, dir, "gw")); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A gateway may be denied on purpose. If no source is allowed at all, that is hardly so.
+func TestHowBadADenialIs(t *testing.T) {
+	for want, sources := range map[problem.Severity]string{
+		problem.Notice:   `sources { name = "*" action = "deny" } sources { name = "web" action = "allow" }`,
+		problem.Degraded: `sources { name = "*" action = "deny" }`,
+	} {
+		got := snapshotOf(t, "gw", tree{
+			"gw.hcl":  `kind = "ingress-gateway" name = "gw" listeners { port = 80 services { name = "static-server" } }`,
+			"web.hcl": staticServer, "i.hcl": `kind = "service-intentions" name = "static-server" ` + sources,
+		})
+		if len(got.Problems) != 1 || got.Problems[0].Severity != want {
+			t.Errorf("%s: got %+v, want one problem that is %s", sources, got.Problems, want)
+		}
+	}
+	unnamed := snapshotOf(t, "gw", tree{
+		"gw.hcl":  `kind = "ingress-gateway" name = "gw" listeners { port = 80 services { name = "static-server" } }`,
+		"web.hcl": staticServer, "i.hcl": `kind = "service-intentions" name = "static-server" sources { name = "gw" action = "deny" }`,
+	})
+	if len(unnamed.Problems) != 1 || unnamed.Problems[0].Severity != problem.Notice {
+		t.Errorf("only the gateway is denied: got %+v, want a notice", unnamed.Problems)
 	}
 }

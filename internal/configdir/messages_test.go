@@ -29,6 +29,8 @@ func moreBad() []tree {
 		yml(custom, "kind: ServiceDefaults", "metadata: {name: a}", "spec: {protocol: http, externalSNI: a, upstreamConfig: {a: 1}, destination: {port: 1}, rateLimits: {a: 1}}"),
 		entryOf("proxy-defaults", "global", `mesh_gateway { mode = "local" } failover_policy { mode = "x" } prioritize_by_locality { mode = "x" } mutual_tls_mode = "x"`,
 			`envoy_extensions = [{ name = "x" }] access_logs { enabled = "si" } kind = "x"`),
+		entryOf("proxy-defaults", "global", `config { envoy_tracing_json = "x" envoy_public_listener_json = "x" telemetry { a = 1 } envoy_cluster_json = "x"`,
+			`limits { a = 1 } mesh_gateway { mode = "local" } envoy_dns_discovery_type = "static" }`),
 		entryOf("proxy-defaults", "global", `access_logs { type = "syslog" }`),
 		entryOf("proxy-defaults", "global", `access_logs { path = "/x" }`),
 		entryOf("proxy-defaults", "global", `access_logs { json_format = "{}" text_format = "x" }`),
@@ -65,7 +67,8 @@ func TestMessages(t *testing.T) {
 	must(t, os.Mkdir(filepath.Join(unreadable, "a.hcl"), 0o700))
 	lines = append(lines, linesOf(t, NewSource(unreadable, Options{}))...)
 	denied := tree{"gw.hcl": gw(80), "i.hcl": "kind = \"service-intentions\"\nname = \"*\"\nsources {\n  name = \"gw\"\n  action = \"deny\"\n}"}
-	for name, files := range map[string]tree{"gw": denied, "gv": {"gw.hcl": gw(80)}} {
+	undefined := tree{"gw.hcl": gw(80), "own.hcl": `service { kind = "ingress-gateway" name = "gateway" }`}
+	for name, files := range map[string]tree{"gw": denied, "gv": {"gw.hcl": gw(80)}, "gateway": undefined} {
 		lines = append(lines, problemsOf(t, write(t, files), name)...)
 	}
 	lines = slices.DeleteFunc(lines, func(line string) bool { return strings.Contains(line, ": usher.") }) // settings' own

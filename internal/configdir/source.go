@@ -64,6 +64,8 @@ type Source struct {
 	options Options
 	reload  filewatch.Trigger
 
+	reported []problem.Problem // what Run has reported last; only its goroutine uses it
+
 	mu   sync.Mutex
 	view view
 }
@@ -138,8 +140,8 @@ func (s *Source) update(final bool) bool {
 		}
 		return false
 	}
-	if len(v.problems) > 0 || !slices.Equal(next.problems, v.content.problems) {
-		s.options.Report(next.problems)
+	if found := next.allProblems(); !slices.Equal(found, s.reported) {
+		s.report(found)
 	}
 	if !v.loaded || len(v.problems) > 0 || !reflect.DeepEqual(next, v.content) {
 		s.options.Logger.Info("config files read", "dir", s.dir, "gateways", len(next.names))
@@ -152,9 +154,14 @@ func (s *Source) update(final bool) bool {
 func (s *Source) keep(problems Problems) {
 	v := s.current()
 	if !slices.Equal(problems, v.problems) {
-		s.options.Report(problems)
+		s.report(slices.Concat(v.content.allProblems(), problems))
 		s.show(view{content: v.content, loaded: v.loaded, problems: problems})
 	}
+}
+
+func (s *Source) report(problems []problem.Problem) {
+	s.reported = problems
+	s.options.Report(problems)
 }
 
 func (s *Source) current() view {
@@ -202,12 +209,31 @@ func (v view) snapshot(id gateway.ID, dir string) *gateway.Snapshot {
 		s = *known
 	} else {
 		s = gateway.Snapshot{Datacenter: v.content.datacenter, Plain: true}
-		addProblem(&s, dir, "there is no ingress-gateway entry %q%s; add one, or correct the gateway's name in its Envoy's bootstrap",
-			id.String(), problem.DidYouMean(id.Name, v.content.names))
+		addProblem(&s, problem.Position{File: dir}, "there is no ingress-gateway entry %q%s; add one, or correct the gateway's name in its Envoy's bootstrap",
+			id.String(), v.content.similar(id.Name))
+		s.Problems[0].Severity = problem.Outage // its Envoy gets nothing
 	}
 	s.ID = id
 	s.Problems = slices.Concat(s.Problems, v.problems)
 	return &s
+}
+
+// WatchNames calls put with the sorted names of the gateways, at once and after every change, until ctx ends. Before the
+// directory has been read, and while it is bad, there may be more: put gets nil.
+func (s *Source) WatchNames(ctx context.Context, put func([]string)) error {
+	for {
+		v := s.current()
+		if !v.loaded || len(v.problems) > 0 {
+			put(nil)
+		} else {
+			put(append([]string{}, v.content.names...))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-v.next:
+		}
+	}
 }
 
 // Ready returns why there is no content; nil once the directory was good.

@@ -329,3 +329,33 @@ func TestReloadReadsTheDirectoryAtOnce(t *testing.T) {
 		}
 	})
 }
+
+func TestNamesAreThoseOfTheGoodDirectory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		put(t, filepath.Join(dir, "gw.hcl"), gw(80))
+		put(t, filepath.Join(dir, "web.hcl"), staticServer)
+		f := watchDir(t, dir)
+		var got []string
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- f.source.WatchNames(ctx, func(names []string) { got = names }) }()
+		want := func(names ...string) {
+			t.Helper()
+			time.Sleep(20 * time.Second)
+			synctest.Wait()
+			if !cmp.Equal(got, names) {
+				t.Errorf("got %#v, want %#v", got, names)
+			}
+		}
+		want("gw")
+		f.write("other.hcl", strings.Replace(gw(81), "gw", "another", 1))
+		want("another", "gw")
+		f.write("other.hcl", `kind = "nonsense"`)
+		want() // not known
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -106,7 +106,7 @@ func (f *File) update(text []byte, err error) bool {
 
 // keep sets one problem, and keeps the last good content. It reports whether the problem is new.
 func (f *File) keep(what string) bool {
-	p := problem.Problem{Where: f.path, What: what + "; the last good content stays in use"}
+	p := problem.Problem{Where: f.path, At: problem.Position{File: f.path}, What: what + "; the last good content stays in use"}
 	f.text = nil
 	isNew := !slices.Contains(f.content.Problems, p)
 	if isNew {
@@ -126,19 +126,44 @@ func (f *File) setText(text []byte) {
 	f.content = settings.File{Gateways: make(map[string]settings.Layer, len(blocks))}
 	f.content.All, _ = before.All.Update("", nil) // unless there is a block
 	for _, b := range blocks {
+		layer := before.All
+		if b.gateway != "" {
+			layer = before.Gateways[b.gateway]
+		}
+		layer, problems = layer.Update("", configtree.Plain(b.usher))
+		if len(problems) == 0 {
+			layer.Places = configtree.Places(f.path, b.usher)
+		}
+		layer.At = problem.Position{File: f.path, Line: b.line}
+		layer.Where = layer.At.String()
 		if b.gateway == "" {
-			f.content.All, problems = before.All.Update("", configtree.Plain(b.usher))
+			f.content.All = layer
 		} else {
-			f.content.Gateways[b.gateway], problems = before.Gateways[b.gateway].Update("", configtree.Plain(b.usher))
+			f.content.Gateways[b.gateway] = layer
 		}
 		configtree.AtLines(f.path, b.parent, b.path, problems)
 		f.content.Problems = append(f.content.Problems, problems...)
 	}
 }
 
+// Tree returns what the file at path says, as decoded JSON. It checks no setting. The tree has the values as they are in the
+// file, secret or not.
+func Tree(path string) (any, error) {
+	text, err := filewatch.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	root, bad := configtree.Parse(path, text)
+	if bad != nil {
+		return nil, errors.New(bad.String())
+	}
+	return configtree.Plain(root), nil
+}
+
 // block is one block of the file.
 type block struct {
-	gateway string     // empty: of all gateways
+	gateway string // empty: of all gateways
+	line    int
 	parent  *yaml.Node // the object with the key usher
 	path    string     // of parent
 	usher   *yaml.Node // the value of the key; may be nil
@@ -163,14 +188,17 @@ func parse(path string, text []byte) ([]block, []problem.Problem) {
 		return nil, []problem.Problem{orYAML(path, text, *bad)}
 	}
 	p := parser{Decoder: configtree.Decoder{File: path, Strict: true}, lines: map[string]int{}}
+	if p.isForDirectory(root) {
+		return nil, p.Problems
+	}
 	var file struct{ Usher, Gateway *yaml.Node }
 	p.object(root, "", allForm, &file)
 	for _, n := range configtree.Elements(file.Usher) {
 		if n.HeadComment == configtree.Label {
-			p.Add(n.Line, "usher", "this block takes no name, because it is for all gateways; write %s, or %s", allForm, gatewayForm)
+			p.Add(configtree.MarkOf(n), "usher", "this block takes no name, because it is for all gateways; write %s, or %s", allForm, gatewayForm)
 			continue
 		}
-		p.add(n.Line, settings.Key, block{parent: root, usher: n})
+		p.add(configtree.MarkOf(n), settings.Key, block{parent: root, usher: n})
 	}
 	for _, n := range configtree.Elements(file.Gateway) {
 		p.gateways(n)
@@ -187,17 +215,49 @@ func orYAML(path string, text []byte, bad problem.Problem) problem.Problem {
 	usher, _ := configtree.Get(docs[0], settings.Key)
 	gateway, _ := configtree.Get(docs[0], "gateway")
 	if key := cmp.Or(usher, gateway); key != nil {
-		bad.Where = configtree.At(path, key.Line)
+		bad.At = problem.Position{File: path, Line: key.Line, Column: key.Column}
+		bad.Where = bad.At.String()
 		bad.What = "this is YAML, and the file has to be HCL or JSON; write " + allForm + " and " + gatewayForm
 	}
 	return bad
+}
+
+// isForDirectory refuses what belongs into the directory of --config-dir.
+func (p *parser) isForDirectory(root *yaml.Node) bool {
+	for _, name := range []string{"apiVersion", "kind", "service", "services"} {
+		if key, _ := configtree.Get(root, name); key != nil {
+			p.Add(configtree.MarkOf(key), "", "this is a config entry or a service definition, and no file of Usher's settings; "+
+				"give it to Consul, or put it into the directory of --config-dir")
+			return true
+		}
+	}
+	return false
+}
+
+// IsSettings reports whether a file has Usher's settings, rightly or not, and no config entries or service definitions. It
+// is false for a file that cannot be read.
+func IsSettings(path string) bool {
+	text, err := filewatch.ReadFile(path)
+	if err != nil {
+		return false
+	}
+	docs, bad := configtree.ParseYAML(path, text)
+	if root, notHCL := configtree.Parse(path, text); notHCL == nil {
+		docs, bad = []*yaml.Node{root}, nil
+	}
+	if bad != nil || len(docs) != 1 {
+		return false
+	}
+	usher, _ := configtree.Get(docs[0], settings.Key)
+	gateway, _ := configtree.Get(docs[0], "gateway")
+	return usher != nil || gateway != nil
 }
 
 // object decodes an object with the key usher, as in form. It refuses settings that are not under that key.
 func (p *parser) object(n *yaml.Node, path, form string, into any) {
 	for key := range configtree.Members(n) {
 		if slices.ContainsFunc(settings.Groups, func(g settings.Group) bool { return g.Key == key.Value }) {
-			p.Add(key.Line, strings.TrimPrefix(path+"."+key.Value, "."), "this key belongs inside usher; write %s", form)
+			p.Add(configtree.MarkOf(key), strings.TrimPrefix(path+"."+key.Value, "."), "this key belongs inside usher; write %s", form)
 			return
 		}
 	}
@@ -208,12 +268,12 @@ func (p *parser) object(n *yaml.Node, path, form string, into any) {
 func (p *parser) gateways(n *yaml.Node) {
 	const noName = "this block needs the name of one gateway: " + gatewayForm
 	if n.Kind != yaml.MappingNode || len(n.Content) == 0 {
-		p.Add(n.Line, "gateway", noName)
+		p.Add(configtree.MarkOf(n), "gateway", noName)
 		return
 	}
 	for name, value := range configtree.Members(n) {
 		if name.Value == "" || name.Value == settings.Key && n.HeadComment != configtree.Label {
-			p.Add(name.Line, "gateway", noName)
+			p.Add(configtree.MarkOf(name), "gateway", noName)
 			continue
 		}
 		b := block{gateway: name.Value, parent: configtree.Single(value), path: "gateway." + name.Value}
@@ -221,15 +281,15 @@ func (p *parser) gateways(n *yaml.Node) {
 		var body struct{ Usher *yaml.Node }
 		p.object(b.parent, b.path, title+" { "+allForm+" }", &body)
 		b.usher = body.Usher
-		p.add(name.Line, title, b)
+		p.add(configtree.MarkOf(name), title, b)
 	}
 }
 
-func (p *parser) add(line int, title string, b block) {
+func (p *parser) add(at configtree.Mark, title string, b block) {
 	if earlier, twice := p.lines[b.gateway]; twice {
-		p.Add(line, "", "%s is already in line %d; merge the two blocks", title, earlier)
+		p.Add(at, "", "%s is already in line %d; merge the two blocks", title, earlier)
 		return
 	}
-	p.lines[b.gateway] = line
+	p.lines[b.gateway], b.line = at.Line, at.Line
 	p.blocks = append(p.blocks, b)
 }

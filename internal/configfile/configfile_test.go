@@ -56,6 +56,8 @@ func badFiles() []badFile {
 		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway "a" is already in line 1; merge the two blocks`},
 		{"twice, in JSON", `{"usher": {}, "usher": {}}`, `usher.hcl:1: usher: this key is already given at DIR/usher.hcl:1; remove one of the two`},
 		{"twice in a list of JSON", "{\"gateway\": [\n{\"a\": {}},\n{\"a\": {}}]}", `usher.hcl:3: gateway "a" is already in line 2; merge the two blocks`},
+		{"a config entry", "name = \"global\"\nKind = \"proxy-defaults\"", `usher.hcl:2: this is a config entry or a service definition, and no file of Usher's settings; give it to Consul, or put it into the directory of --config-dir`},
+		{"a service definition", "service {\n}", `usher.hcl:1: this is a config entry or a service definition, and no file of Usher's settings; give it to Consul, or put it into the directory of --config-dir`},
 		{"a list", "[]", `usher.hcl:1: a list is not allowed; use an object`},
 		{"no object", "{\"gateway\":\n {\"a\": 1}}", `usher.hcl:2: gateway.a: 1 is not allowed; use an object`},
 		{"YAML", "# settings\nusher:\n  proxy_protocol: {mode: strict}\n", `usher.hcl:2: this is YAML, and the file has to be HCL or JSON; write usher { … } and gateway "<name>" { usher { … } }`},
@@ -195,7 +197,7 @@ func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
 		if diff := cmp.Diff(map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, modes(c)); diff != "" {
 			t.Errorf("removed, want the last good content (-want +got):\n%s", diff)
 		}
-		want := []problem.Problem{{Where: path, What: "cannot be read: no such file or directory; put it back; the last good content stays in use"}}
+		want := []problem.Problem{{Where: path, At: problem.Position{File: path}, What: "cannot be read: no such file or directory; put it back; the last good content stays in use"}}
 		if diff := cmp.Diff(want, c.Problems); diff != "" {
 			t.Errorf("removed (-want +got):\n%s", diff)
 		}
@@ -315,4 +317,20 @@ func TestReloadReadsTheFileAtOnce(t *testing.T) {
 			t.Errorf("a change is read %v after Reload, want at once", took)
 		}
 	})
+}
+
+func TestSettingsAreRecognized(t *testing.T) {
+	for text, want := range map[string]bool{
+		"usher {}": true, `gateway "edge" {}`: true, `{"usher": 1}`: true, "usher:\n  a: b": true, "gateway \"edge\" {\n  ushr {}\n}": true,
+		"": false, "{": false, "usher {": false, `kind = "proxy-defaults"`: false, "kind: Service\n---\nusher: {}": false, "[]": false,
+	} {
+		path := filepath.Join(t.TempDir(), "file")
+		write(t, path, text)
+		if got := IsSettings(path); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+	if IsSettings(filepath.Join(t.TempDir(), "none")) {
+		t.Error("a file that does not exist has settings")
+	}
 }

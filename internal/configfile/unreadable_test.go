@@ -26,7 +26,7 @@ func TestAFileThatIsNotRegularKeepsTheLastGood(t *testing.T) {
 		if err := os.Rename(path+".new", path); err != nil {
 			t.Fatal(err)
 		}
-		want := problem.Problem{Where: path, What: "cannot be read: " + notRegular + "; correct it; the last good content stays in use"}
+		want := problem.Problem{Where: path, At: problem.Position{File: path}, What: "cannot be read: " + notRegular + "; correct it; the last good content stays in use"}
 		c := <-contents
 		if diff := cmp.Diff([]problem.Problem{want}, c.Problems); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)

@@ -16,15 +16,11 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/usherproxy/usher/internal/problem"
-)
-
-const (
-	maxValues = 250_000 // in a file, those behind an alias counted each time
-	maxDepth  = 100     // of objects and lists in each other
 )
 
 // The tags of scalars in a tree.
@@ -36,17 +32,30 @@ const (
 	String = "!!str"
 )
 
-// syntaxError is the reason why a text cannot be read.
-type syntaxError struct {
-	line int    // starts at 1
-	key  string // may be empty
-	what string
+// SyntaxError is the reason why a text cannot be read.
+type SyntaxError struct {
+	Mark
+	Key  string // may be empty
+	What string
 }
 
-func (e *syntaxError) Error() string { return e.what }
+func (e *SyntaxError) Error() string { return e.What }
 
-func errorAt(line int, format string, args ...any) error {
-	return &syntaxError{line: line, what: fmt.Sprintf(format, args...)}
+func errorAt(at Mark, format string, args ...any) error {
+	return &SyntaxError{Mark: at, What: fmt.Sprintf(format, args...)}
+}
+
+// Mark is a place in a text. Both numbers start at 1; a Column of 0 is not known.
+type Mark struct{ Line, Column int }
+
+// MarkOf returns where a node begins.
+func MarkOf(n *yaml.Node) Mark { return Mark{n.Line, n.Column} }
+
+// markAt returns the place of the byte at an offset of a text. An offset beyond the end is that of the last byte.
+func markAt(text []byte, offset int) Mark {
+	before := text[:max(0, min(offset, len(text)-1))]
+	start := bytes.LastIndexByte(before, '\n') + 1
+	return Mark{1 + bytes.Count(before, []byte("\n")), 1 + utf8.RuneCount(before[start:])}
 }
 
 // Parse reads a file of JSON or HCL. It is JSON if it is called so or begins like JSON.
@@ -58,7 +67,10 @@ func Parse(file string, text []byte) (*yaml.Node, *problem.Problem) {
 	}
 	root, err := read(text)
 	if err == nil {
-		err = (&normalizer{file: file}).node(root, 0)
+		root, err = new(Expander).Expand(root)
+	}
+	if err == nil {
+		err = normalizer{file}.node(root)
 	}
 	return root, problemOf(file, err)
 }
@@ -66,7 +78,7 @@ func Parse(file string, text []byte) (*yaml.Node, *problem.Problem) {
 // ParseYAML reads the documents of a YAML file. It leaves out the empty ones.
 func ParseYAML(file string, text []byte) ([]*yaml.Node, *problem.Problem) {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
-	n := normalizer{file: file}
+	var e Expander
 	var docs []*yaml.Node
 	for {
 		var doc yaml.Node
@@ -77,8 +89,11 @@ func ParseYAML(file string, text []byte) ([]*yaml.Node, *problem.Problem) {
 		if err != nil {
 			return nil, problemOf(file, yamlError(text, err))
 		}
-		root := doc.Content[0]
-		if err := n.node(root, 0); err != nil {
+		root, err := e.Expand(doc.Content[0])
+		if err == nil {
+			err = normalizer{file}.node(root)
+		}
+		if err != nil {
 			return nil, problemOf(file, err)
 		}
 		if root.Tag != Null {
@@ -88,31 +103,19 @@ func ParseYAML(file string, text []byte) ([]*yaml.Node, *problem.Problem) {
 }
 
 func problemOf(file string, err error) *problem.Problem {
-	bad, ok := errors.AsType[*syntaxError](err)
+	bad, ok := errors.AsType[*SyntaxError](err)
 	if !ok {
 		return nil
 	}
 	d := Decoder{File: file}
-	d.Add(bad.line, bad.key, "%s", OneLine(bad.what))
+	d.Add(bad.Mark, bad.Key, "%s", OneLine(bad.What))
 	return &d.Problems[0]
 }
 
-// normalizer brings trees into the form that the package promises.
-type normalizer struct {
-	file   string
-	values int
-}
+// normalizer brings trees without aliases into the form that the package promises.
+type normalizer struct{ file string }
 
-func (r *normalizer) node(n *yaml.Node, depth int) error {
-	if n.Kind == yaml.AliasNode {
-		*n = *n.Alias
-	}
-	if r.values++; r.values > maxValues {
-		return errorAt(n.Line, "the file has more than %d values, those behind aliases counted each time; split it", maxValues)
-	}
-	if depth > maxDepth {
-		return errorAt(n.Line, "nested more than %d levels deep; use fewer levels", maxDepth)
-	}
+func (r normalizer) node(n *yaml.Node) error {
 	if n.Kind == yaml.ScalarNode {
 		return normalizeScalar(n)
 	}
@@ -121,7 +124,7 @@ func (r *normalizer) node(n *yaml.Node, depth int) error {
 		return err
 	}
 	for child := range values(n) {
-		if err := r.node(child, depth+1); err != nil {
+		if err := r.node(child); err != nil {
 			return err
 		}
 	}
@@ -129,15 +132,15 @@ func (r *normalizer) node(n *yaml.Node, depth int) error {
 }
 
 // keys checks the keys of an object.
-func (r *normalizer) keys(n *yaml.Node) error {
+func (r normalizer) keys(n *yaml.Node) error {
 	lines := map[string]int{}
 	for key := range Members(n) {
 		if key.Kind != yaml.ScalarNode || key.ShortTag() == "!!merge" {
-			return errorAt(key.Line, "merge keys (<<) and keys that are not text are not supported; copy the keys here")
+			return errorAt(MarkOf(key), "merge keys (<<) and keys that are not text are not supported; copy the keys here")
 		}
 		if earlier, twice := lines[key.Value]; twice {
 			what := fmt.Sprintf("this key is already given at %s; remove one of the two", At(r.file, earlier))
-			return &syntaxError{key.Line, key.Value, what}
+			return &SyntaxError{MarkOf(key), key.Value, what}
 		}
 		lines[key.Value] = key.Line
 		key.Tag = String
@@ -149,24 +152,24 @@ func normalizeScalar(n *yaml.Node) error {
 	var v any = n.Value
 	if slices.Contains([]string{Null, Bool, Int, Float}, n.ShortTag()) {
 		if err := n.Decode(&v); err != nil {
-			return errorAt(n.Line, "%q is not understood; put it in quotes if it is text", n.Value)
+			return errorAt(MarkOf(n), "%q is not understood; put it in quotes if it is text", n.Value)
 		}
 	}
 	switch number := v.(type) {
 	case uint64:
-		return errorAt(n.Line, "the number %d is too large; correct it", number)
+		return errorAt(MarkOf(n), "the number %d is too large; correct it", number)
 	case float64:
 		if math.IsInf(number, 0) || math.IsNaN(number) {
 			v = n.Value
 		}
 	}
-	*n = *scalar(n.Line, v)
+	*n = *scalar(MarkOf(n), v)
 	return nil
 }
 
 // scalar returns the node of a value in its normal form.
-func scalar(line int, value any) *yaml.Node {
-	n := &yaml.Node{Kind: yaml.ScalarNode, Line: line, Value: fmt.Sprint(value), Tag: String}
+func scalar(at Mark, value any) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.ScalarNode, Line: at.Line, Column: at.Column, Value: fmt.Sprint(value), Tag: String}
 	switch value.(type) {
 	case nil:
 		n.Tag, n.Value = Null, ""
@@ -181,7 +184,7 @@ func scalar(line int, value any) *yaml.Node {
 }
 
 // At returns a place as "file:line".
-func At(file string, line int) string { return fmt.Sprintf("%s:%d", file, line) }
+func At(file string, line int) string { return problem.Position{File: file, Line: line}.String() }
 
 // sameName reports whether two names differ in nothing but capitals and underscores, as Consul's spellings of a key
 // do: MaxConnections, max_connections and maxConnections.
@@ -286,9 +289,28 @@ func AtLines(file string, parent *yaml.Node, parentPath string, problems []probl
 				steps = append(steps, i)
 			}
 		}
-		line, _ := (&Decoder{}).Locate(parent, steps...)
-		problems[i].Where = At(file, line) + ": " + OneLine(join(parentPath, path))
+		at, _ := (&Decoder{}).Locate(parent, steps...)
+		problems[i].At = problem.Position{File: file, Line: at.Line, Column: at.Column}
+		problems[i].Where = problems[i].At.String() + ": " + OneLine(join(parentPath, path))
 	}
+}
+
+// Places returns where the members of an object and of the objects in it are, by their paths, and the elements of their lists.
+func Places(file string, n *yaml.Node) map[string]problem.Position {
+	places := map[string]problem.Position{}
+	var add func(n *yaml.Node, path string)
+	add = func(n *yaml.Node, path string) {
+		for key, value := range Members(Single(n)) {
+			at := join(path, key.Value)
+			places[at] = problem.Position{File: file, Line: key.Line, Column: key.Column}
+			for i, element := range Elements(value) {
+				places[fmt.Sprintf("%s[%d]", at, i)] = problem.Position{File: file, Line: element.Line, Column: element.Column}
+			}
+			add(value, at)
+		}
+	}
+	add(n, "")
+	return places
 }
 
 // Describe returns a value in the words of a problem.

@@ -101,6 +101,22 @@ func TestTheLanguagesResultInEqualTrees(t *testing.T) {
 	}
 }
 
+func TestAValueBehindAnObjectOrAListHasItsPlace(t *testing.T) {
+	for _, text := range []string{
+		"{\n  \"a\": {\"b\": {}},\n  \"key\": 1}", "{\n  \"a\": [[1], []],\n  \"key\": 1}", "{\n  \"a\": [\n],\"key\": 1}", "{\n\n\"a\": {\n}, \"key\": 1}",
+	} {
+		docs, bad := parse("f.json", text)
+		if bad != nil {
+			t.Fatal(bad)
+		}
+		key := docs[0].Content[2]
+		before, _, _ := strings.Cut(text, `"key"`)
+		if line, column := strings.Count(before, "\n")+1, len(before)-strings.LastIndex(before, "\n"); key.Line != line || key.Column != column {
+			t.Errorf("the key of %q is at %d:%d, want %d:%d", text, key.Line, key.Column, line, column)
+		}
+	}
+}
+
 func TestNullIsNothing(t *testing.T) {
 	for file, text := range map[string]string{"f.json": `{"a": null, "b": 0.0, "c": [{"d": ""}, false], "e": {}}`, "f.yaml": "a: ~\nb: 0\nc: [{d: ''}, no, false]\n---\n---\n~\n"} {
 		docs, bad := parse(file, text)
@@ -188,4 +204,54 @@ func FuzzParse(f *testing.F) {
 			read(t, file, text)
 		}
 	})
+}
+
+// TestProblemsNameTheirColumn has one text for each parser and for each way in which a problem gets its place.
+func TestProblemsNameTheirColumn(t *testing.T) {
+	at := func(line, column int) problem.Position { return problem.Position{Line: line, Column: column} }
+	for _, tc := range []struct {
+		name, file, text string
+		want             problem.Position
+	}{
+		{"HCL that is broken", "f.hcl", "a = 1\nö = \"x\" }", at(2, 9)},
+		{"a brace", "f.hcl", "a = 1\n  b {\n", at(2, 5)},
+		{"a key of HCL", "f.hcl", "a = 1\n  a = 2", at(2, 3)},
+		{"JSON that is broken", "f.json", "{\n  \"ö\": x}", at(2, 8)},
+		{"a key of JSON", "f.json", "{\"ö\": [1, {}],\n \"b\": 1, \"b\" : 2}", at(2, 10)},
+		{"a number of JSON", "f.json", "{\n \"a\" : 1e999}", at(2, 8)},
+		{"a TAB", "f.yaml", "a:\n \tb: 1", at(2, 2)},
+		{"a key of YAML", "f.yaml", "{a: 1, a: 2}", at(1, 8)},
+		{"YAML that is broken", "f.yaml", "a: b\n c: d", at(2, 0)},
+	} {
+		_, bad := Parse(tc.file, []byte(tc.text))
+		if filepath.Ext(tc.file) == ".yaml" {
+			_, bad = ParseYAML(tc.file, []byte(tc.text))
+		}
+		tc.want.File = tc.file
+		if bad == nil || bad.At != tc.want {
+			t.Errorf("%s: %+v, want it at %+v", tc.name, bad, tc.want)
+		}
+	}
+}
+
+func TestAValueIsLocatedWithItsColumn(t *testing.T) {
+	for file, text := range map[string]string{
+		"f.hcl":  "list = [\n  { key = 1 }\n]",
+		"f.json": "{\"list\": [\n  { \"key\": 1 }\n]}",
+		"f.yaml": "list:\n  - {key: 1}",
+	} {
+		root, bad := Parse(file, []byte(text))
+		if filepath.Ext(file) == ".yaml" {
+			docs, _ := ParseYAML(file, []byte(text))
+			root, bad = docs[0], nil
+		}
+		if bad != nil {
+			t.Fatal(bad)
+		}
+		d := Decoder{File: file}
+		mark, _ := d.Locate(root, "list", 0, "key")
+		if column := strings.Index(strings.Split(text, "\n")[1], "key") + 1; mark.Line != 2 || mark.Column != column && mark.Column != column-1 {
+			t.Errorf("%s: at %+v, want line 2, column %d", file, mark, column)
+		}
+	}
 }

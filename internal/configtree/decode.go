@@ -36,27 +36,31 @@ type Decoder struct {
 }
 
 // Add adds a problem. The path may be empty.
-func (d *Decoder) Add(line int, path, format string, args ...any) {
-	where := At(d.File, line)
-	if path != "" {
-		where += ": " + OneLine(path)
+func (d *Decoder) Add(at Mark, path, format string, args ...any) {
+	p := problem.Problem{
+		At:   problem.Position{File: d.File, Line: at.Line, Column: at.Column},
+		What: fmt.Sprintf(format, args...),
 	}
-	p := problem.Problem{Where: where, What: fmt.Sprintf(format, args...)}
-	if !slices.Contains(d.Problems, p) {
+	p.Where = p.At.String()
+	if path != "" {
+		p.Where += ": " + OneLine(path)
+	}
+	isSame := func(other problem.Problem) bool { return other.String() == p.String() }
+	if !slices.ContainsFunc(d.Problems, isSame) {
 		d.Problems = append(d.Problems, p)
 	}
 }
 
-// Locate follows steps from n: names of members and indexes of lists. It returns the line of what they lead to, or
+// Locate follows steps from n: names of members and indexes of lists. It returns the place of what they lead to, or
 // of the last thing that exists on the way, and its path. Names that are not in the file have the file's spelling.
-func (d *Decoder) Locate(n *yaml.Node, steps ...any) (line int, path string) {
-	line = n.Line
+func (d *Decoder) Locate(n *yaml.Node, steps ...any) (at Mark, path string) {
+	at = MarkOf(n)
 	for _, step := range steps {
 		switch step := step.(type) {
 		case int:
 			if n != nil && n.Kind == yaml.SequenceNode && step < len(n.Content) {
 				n = n.Content[step]
-				line = n.Line
+				at = MarkOf(n)
 				path += fmt.Sprintf("[%d]", step)
 			}
 		case string:
@@ -66,10 +70,10 @@ func (d *Decoder) Locate(n *yaml.Node, steps ...any) (line int, path string) {
 				path = join(path, d.spell(step))
 				continue
 			}
-			line, path = key.Line, join(path, key.Value)
+			at, path = MarkOf(key), join(path, key.Value)
 		}
 	}
-	return line, path
+	return at, path
 }
 
 // spell returns the name of a field in the file's own spelling.
@@ -96,7 +100,7 @@ func (d *Decoder) Object(n *yaml.Node, path string, into ...any) {
 			continue
 		}
 		if earlier, twice := lines[fields[f].Name]; twice {
-			d.Add(key.Line, at, "this key is already given at %s; remove one of the two", At(d.File, earlier))
+			d.Add(MarkOf(key), at, "this key is already given at %s; remove one of the two", At(d.File, earlier))
 			continue
 		}
 		lines[fields[f].Name] = key.Line
@@ -106,7 +110,7 @@ func (d *Decoder) Object(n *yaml.Node, path string, into ...any) {
 
 func (d *Decoder) isObject(n *yaml.Node, path string) bool {
 	if n.Kind != yaml.MappingNode {
-		d.Add(n.Line, path, "%s is not allowed; use an object", Describe(n))
+		d.Add(MarkOf(n), path, "%s is not allowed; use an object", Describe(n))
 	}
 	return n.Kind == yaml.MappingNode
 }
@@ -148,7 +152,7 @@ func (d *Decoder) unknown(key *yaml.Node, path string, fields []field) {
 		}
 	}
 	slices.Sort(known)
-	d.Add(key.Line, path, "this key is unknown%s; remove it, or use %s",
+	d.Add(MarkOf(key), path, "this key is unknown%s; remove it, or use %s",
 		problem.DidYouMean(key.Value, known), strings.Join(known, ", "))
 }
 
@@ -168,7 +172,7 @@ func (d *Decoder) field(key, value *yaml.Node, path string, f field) {
 		if !strings.Contains(why, ";") {
 			why += "; remove it"
 		}
-		d.Add(key.Line, path, "%s", why)
+		d.Add(MarkOf(key), path, "%s", why)
 	}
 }
 
@@ -204,7 +208,7 @@ func (d *Decoder) value(n *yaml.Node, path string, v reflect.Value) {
 		}
 	default:
 		if wanted := d.scalar(n, v); wanted != "" {
-			d.Add(n.Line, path, "%s is not allowed; use %s", Describe(n), wanted)
+			d.Add(MarkOf(n), path, "%s is not allowed; use %s", Describe(n), wanted)
 		}
 	}
 }
@@ -212,7 +216,7 @@ func (d *Decoder) value(n *yaml.Node, path string, v reflect.Value) {
 func (d *Decoder) list(n *yaml.Node, path string, v reflect.Value) {
 	isList := n.Kind == yaml.SequenceNode
 	if !isList && d.Strict {
-		d.Add(n.Line, path, "%s is not allowed; use a list", Describe(n))
+		d.Add(MarkOf(n), path, "%s is not allowed; use a list", Describe(n))
 		return
 	}
 	items := Elements(n)

@@ -26,55 +26,53 @@ func parseHCL(text []byte) (root *yaml.Node, err error) {
 	defer func() {
 		switch cause := recover().(type) {
 		case nil:
-		case *syntaxError: // of hclLiteral
+		case *SyntaxError: // of hclLiteral
 			err = cause
 		default:
-			err = errorAt(lineOf(text, len(text)), "this is not HCL: %v; correct it", cause)
+			err = errorAt(markAt(text, len(text)), "this is not HCL: %v; correct it", cause)
 		}
 	}()
 	if n := bytes.Count(text, []byte("{")) + bytes.Count(text, []byte("[")); n > maxOpen {
-		return nil, errorAt(1, "the file has %d brackets; the limit is %d; check the file for generated or repeated content", n, maxOpen)
+		return nil, errorAt(Mark{Line: 1}, "the file has %d brackets; the limit is %d; check the file for generated or repeated content", n, maxOpen)
 	}
 	file, err := parser.ParseDontErrorOnDuplicateKeys(text)
 	if err != nil {
-		line := lineOf(text, len(text))
-		if at, ok := errors.AsType[*parser.PosError](err); ok {
-			line, err = max(1, at.Pos.Line), at.Err
+		at := markAt(text, len(text))
+		if bad, ok := errors.AsType[*parser.PosError](err); ok {
+			at, err = markOfToken(bad.Pos), bad.Err
 		}
-		if open := openBlock(text); open > 0 && strings.HasSuffix(err.Error(), "RBRACE got: EOF") {
+		if open := openBlock(text); open.Line > 0 && strings.HasSuffix(err.Error(), "RBRACE got: EOF") {
 			return nil, errorAt(open, "this is not HCL: the { in this line is not closed; add a }")
 		}
-		return nil, errorAt(line, "this is not HCL: %v; correct it", err)
+		return nil, errorAt(at, "this is not HCL: %v; correct it", err)
 	}
-	return hclObject(1, file.Node.(*ast.ObjectList)), nil
+	return hclObject(Mark{1, 1}, file.Node.(*ast.ObjectList)), nil
 }
 
-// openBlock returns the line of the last brace that is not closed, or 0.
-func openBlock(text []byte) int {
-	var open []int
+// markOfToken returns a position of the library. Some of its errors have none.
+func markOfToken(pos token.Pos) Mark { return Mark{max(1, pos.Line), pos.Column} }
+
+// openBlock returns the place of the last brace that is not closed, or none.
+func openBlock(text []byte) Mark {
+	var open []Mark
 	s := scanner.New(text)
 	s.Error = func(token.Pos, string) {}
 	for t := s.Scan(); t.Type != token.EOF; t = s.Scan() {
 		switch {
 		case t.Type == token.LBRACE:
-			open = append(open, t.Pos.Line)
+			open = append(open, markOfToken(t.Pos))
 		case t.Type == token.RBRACE && len(open) > 0:
 			open = open[:len(open)-1]
 		}
 	}
 	if len(open) == 0 {
-		return 0
+		return Mark{}
 	}
 	return open[len(open)-1]
 }
 
-// lineOf returns the line of the byte before offset.
-func lineOf(text []byte, offset int) int {
-	return 1 + bytes.Count(text[:max(0, min(offset, len(text))-1)], []byte("\n"))
-}
-
-func hclObject(line int, items *ast.ObjectList) *yaml.Node {
-	n := &yaml.Node{Kind: yaml.MappingNode, Line: line}
+func hclObject(at Mark, items *ast.ObjectList) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.MappingNode, Line: at.Line, Column: at.Column}
 	blocks := map[string]*yaml.Node{}
 	for _, item := range items.Items {
 		key, value := hclItem(item)
@@ -89,7 +87,7 @@ func hclObject(line int, items *ast.ObjectList) *yaml.Node {
 			earlier.Content = append(earlier.Content, value)
 		default:
 			first := *earlier
-			*earlier = yaml.Node{Kind: yaml.SequenceNode, Line: first.Line, Content: []*yaml.Node{&first, value}}
+			*earlier = yaml.Node{Kind: yaml.SequenceNode, Line: first.Line, Column: first.Column, Content: []*yaml.Node{&first, value}}
 		}
 	}
 	return n
@@ -100,7 +98,7 @@ func hclItem(item *ast.ObjectItem) (key, value *yaml.Node) {
 	value = hclValue(item.Val)
 	for _, k := range slices.Backward(item.Keys[1:]) {
 		label := hclLiteral(k.Token)
-		value = &yaml.Node{Kind: yaml.MappingNode, Line: label.Line, HeadComment: Label, Content: []*yaml.Node{label, value}}
+		value = &yaml.Node{Kind: yaml.MappingNode, Line: label.Line, Column: label.Column, HeadComment: Label, Content: []*yaml.Node{label, value}}
 	}
 	return hclLiteral(item.Keys[0].Token), value
 }
@@ -110,9 +108,10 @@ func hclValue(val ast.Node) *yaml.Node {
 	case *ast.LiteralType:
 		return hclLiteral(val.Token)
 	case *ast.ObjectType:
-		return hclObject(val.Pos().Line, val.List)
+		return hclObject(markOfToken(val.Pos()), val.List)
 	}
-	n := &yaml.Node{Kind: yaml.SequenceNode, Line: val.Pos().Line}
+	at := markOfToken(val.Pos())
+	n := &yaml.Node{Kind: yaml.SequenceNode, Line: at.Line, Column: at.Column}
 	for _, element := range val.(*ast.ListType).List {
 		n.Content = append(n.Content, hclValue(element))
 	}
@@ -124,8 +123,8 @@ func hclValue(val ast.Node) *yaml.Node {
 func hclLiteral(t token.Token) *yaml.Node {
 	defer func() {
 		if recover() != nil {
-			panic(errorAt(t.Pos.Line, "this is not HCL: %.64s is neither a number nor a text that HCL understands; correct it", t.Text))
+			panic(errorAt(markOfToken(t.Pos), "this is not HCL: %.64s is neither a number nor a text that HCL understands; correct it", t.Text))
 		}
 	}()
-	return scalar(t.Pos.Line, t.Value())
+	return scalar(markOfToken(t.Pos), t.Value())
 }

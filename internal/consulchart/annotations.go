@@ -25,27 +25,22 @@ type annotation struct {
 	templated bool
 }
 
-// textError is why a text of annotations cannot be read; line is in the text and starts at 1.
-type textError struct {
-	line int
-	what string
-}
-
-// readAnnotations reads the text of a value.
-func readAnnotations(text string) (*annotations, *textError) {
+// readAnnotations reads the text of a value. The line of the error is in the text.
+func readAnnotations(text string) (*annotations, *configtree.SyntaxError) {
 	masked := maskActions(text)
 	a := &annotations{lines: splitLines(text), generated: masked.generated}
 	var doc yaml.Node
 	if err := yaml.Unmarshal([]byte(strings.Join(masked.lines, "\n")), &doc); err != nil {
-		line, what := splitYAMLError(err)
-		return nil, &textError{line, "this is not YAML: " + what}
+		bad := configtree.YAMLError(err)
+		bad.What = "this is not YAML: " + bad.What
+		return nil, bad
 	}
 	if doc.Kind == 0 || isNull(doc.Content[0]) {
 		return a, nil
 	}
 	root := doc.Content[0]
 	if root.Kind != yaml.MappingNode || root.Style&yaml.FlowStyle != 0 || root.Column != 1 {
-		return nil, &textError{root.Line, `the chart needs lines of the form "key: value", without indentation`}
+		return nil, &configtree.SyntaxError{Mark: configtree.MarkOf(root), What: `the chart needs lines of the form "key: value", without indentation`}
 	}
 	for key, value := range configtree.Members(root) {
 		from := key.Line - 1

@@ -87,6 +87,21 @@ func (v *Values) CheckChart(chart string) error {
 	if err != nil {
 		return err
 	}
+	return controller.check()
+}
+
+// CheckController is CheckChart for the image of a controller that runs. A tag that is no version says nothing.
+func CheckController(image string) error {
+	_, tag := splitImage(image)
+	parsed, err := version.ParseGeneric(tag)
+	if err != nil {
+		return nil
+	}
+	return chartVersion{parsed, true, "image " + image}.check()
+}
+
+// check returns the error of CheckChart for a controller of this version.
+func (controller chartVersion) check() error {
 	if controller.Major() < 1 {
 		return fmt.Errorf("%s: gateways of consul-k8s %s have no consul-dataplane; upgrade the chart to 1.1.8 or later", controller.from, controller)
 	}

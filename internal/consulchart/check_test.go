@@ -7,17 +7,17 @@ import (
 )
 
 // wanted is what an override gives the pods of the gateway edge.
-var wanted = GatewayConfig{Gateway: "edge", Config: `{"envoy_bootstrap_json_tpl": "T", "usher": {"a": [1]}}`}
+var wanted = GatewayConfig{Gateway: "edge", Config: `{"envoy_bootstrap_json_tpl": "` + usherMark + `", "usher": {"a": [1]}}`}
 
 func annotatedWith(value string) map[string]string { return map[string]string{Annotation: value} }
 
 // good is a gateway with one pod that uses Usher.
 func good() Running {
-	same := annotatedWith("{\"usher\":{\"a\":[1.0]},\n\"envoy_bootstrap_json_tpl\":\"\\u0054\"}")
+	same := PodParts{Annotations: annotatedWith("{\"usher\":{\"a\":[1.0]},\n\"envoy_bootstrap_json_tpl\":\"\\u007b" + usherMark[1:] + "\"}")}
 	return Running{
 		Deployment: "consul/consul-edge", Template: same,
-		Pods:       []RunningPod{{Name: "edge-1", Annotations: same}},
-		Registered: map[string]map[string]any{"edge-1": {BootstrapKey: "T"}},
+		Pods:       []RunningPod{{Name: "edge-1", PodParts: same}},
+		Registered: map[string]map[string]any{"edge-1": {BootstrapKey: usherMark}},
 		Connected:  map[string]bool{"edge-1": true},
 	}
 }
@@ -26,38 +26,62 @@ const (
 	inDeployment = `gateway "edge": Deployment consul/consul-edge: `
 	inPod        = `gateway "edge": Pod edge-1: `
 	ownXDS       = ", so Envoy uses Consul's own xDS, without PROXY protocol; "
-	upgrade      = "run helm upgrade with the output of usher helm-values"
 	rollOut      = "the roll-out is not over: kubectl rollout status"
 )
 
-// comparisons are changes of what good returns, and the differences that they are.
-var comparisons = []struct {
+// comparisonCase is a change of a gateway that uses Usher, and the differences that it makes.
+type comparisonCase struct {
 	name   string
 	change func(*Running)
 	want   []string
-}{
+}
+
+// wantDifferences compares what runs.
+func wantDifferences(t *testing.T, running Running, wantHow string, want []string) {
+	t.Helper()
+	how, differences := wanted.Compare(running)
+	var got []string
+	for _, p := range differences {
+		got = append(got, p.String())
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+	if how != wantHow {
+		t.Errorf("the gateway is compared with pods that use %s, want %s", how, wantHow)
+	}
+}
+
+// comparisons are changes of what good returns, and the differences that they are.
+var comparisons = []comparisonCase{
 	{"good", func(*Running) {}, nil},
 	{"good, and only Kubernetes was asked", func(r *Running) { r.Registered, r.Connected = nil, nil }, nil},
 	{
-		"no annotation", func(r *Running) { r.Template = nil },
+		"no annotation", func(r *Running) { r.Template.Annotations = nil },
 		[]string{inDeployment + "its pod template has no annotation " + Annotation + "; " + upgrade},
 	},
 	{
-		"no JSON", func(r *Running) { r.Template = annotatedWith("x") },
+		"no JSON", func(r *Running) { r.Template.Annotations = annotatedWith("x") },
 		[]string{inDeployment + "the annotation " + Annotation + " is not a JSON object (invalid character 'x' looking for beginning of value), " +
 			"so consul-k8s drops it and Envoy uses Consul's own xDS, without PROXY protocol; " + upgrade},
 	},
 	{
-		"no bootstrap", func(r *Running) { r.Template = annotatedWith("{}") },
+		"no bootstrap", func(r *Running) { r.Template.Annotations = annotatedWith("{}") },
 		[]string{inDeployment + "the annotation " + Annotation + " has no " + BootstrapKey + ownXDS + upgrade},
 	},
 	{
-		"another bootstrap", func(r *Running) { r.Template = annotatedWith(foreign) },
+		"another bootstrap", func(r *Running) { r.Template.Annotations = annotatedWith(foreign) },
 		[]string{inDeployment + "the annotation " + Annotation + " has another bootstrap than usher helm-values prints with these flags; " + upgrade},
 	},
 	{
-		"other settings", func(r *Running) { r.Template = annotatedWith(`{"envoy_bootstrap_json_tpl": "T", "usher": {}, "z": 1}`) },
+		"other settings", func(r *Running) {
+			r.Template.Annotations = annotatedWith(`{"envoy_bootstrap_json_tpl": "` + usherMark + `", "usher": {}, "z": 1}`)
+		},
 		[]string{inDeployment + "the annotation " + Annotation + " has another value of usher, z than usher helm-values prints; " + upgrade},
+	},
+	{
+		"no pods can be created", func(r *Running) { r.Failure = "exceeded quota" },
+		[]string{inDeployment + "Kubernetes cannot create its pods: exceeded quota; correct that, and Kubernetes tries again"},
 	},
 	{
 		"no pods", func(r *Running) { r.Pods = nil },
@@ -91,13 +115,7 @@ func TestWhatRunsIsComparedWithTheOverride(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			running := good()
 			tc.change(&running)
-			var got []string
-			for _, p := range wanted.Compare(running) {
-				got = append(got, p.String())
-			}
-			if diff := cmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("-want +got\n%s", diff)
-			}
+			wantDifferences(t, running, "the annotation", tc.want)
 		})
 	}
 }

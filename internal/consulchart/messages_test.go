@@ -1,6 +1,7 @@
 package consulchart
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,7 +44,7 @@ var badValues = []struct {
 		"v.yaml:3:1: the indentation of this line has a TAB, and YAML indents with spaces only; begin it with 2 spaces, as line 2 does\n     2 |   - b: 1\n     3 | →- c: 2",
 	},
 	{"gateways that are no list", "ingressGateways: {gateways: {a: b}}", nil, "v.yaml:1: ingressGateways.gateways: an object is not allowed; use a list with an item for each gateway"},
-	{"no gateways", "ingressGateways:\n  gateways: null", nil, "v.yaml:2: ingressGateways.gateways: the list is empty, so there is no gateway to put under Usher; add one"},
+	{"no gateways", "ingressGateways:\n  gateways: null", nil, "v.yaml:2: ingressGateways.gateways: the list is empty, so there is no gateway to move to Usher; add one"},
 	{"a gateway that is no object", "ingressGateways: {gateways: [a]}", nil, "v.yaml:1: ingressGateways.gateways: \"a\" is not allowed; an item is an object with a name"},
 	{"a gateway without a name", "ingressGateways: {gateways: [{replicas: 1}]}", nil, "v.yaml:1: ingressGateways.gateways: this gateway has no name, and the chart refuses it; give it a name"},
 	{
@@ -178,7 +179,7 @@ func TestMessages(t *testing.T) {
 		c, files := readCase(t, golden.Input(t, "testdata", name))
 		lines = append(lines, noticesOf(t, parse(t, files...), c.Chart)...)
 	}
-	for _, tc := range comparisons {
+	for _, tc := range slices.Concat(comparisons, frontComparisons, neitherComparisons) {
 		lines = append(lines, tc.want...)
 	}
 	messages.Check(t, lines, "fmt.Errorf", "errors.New", "errorAt", "refuse", "add")

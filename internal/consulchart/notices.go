@@ -97,7 +97,7 @@ func (n *notices) keys(object *yaml.Node, path, shown string) {
 	known, checked := knownKeys[path]
 	for key, value := range configtree.Members(object) {
 		at, shownAt := join(path, key.Value), join(shown, key.Value)
-		where := fmt.Sprintf("%s: %s", n.values.at(key), shownAt)
+		where := n.values.whereAt(key, shownAt)
 		switch reason := ignoredKeys[at]; {
 		case reason != "":
 			n.add(where, "the chart ignores this key: %s; remove it", reason)
@@ -202,9 +202,9 @@ func (n *notices) services() {
 	v := n.values
 	_, defaults := v.find("ingressGateways.defaults.service.annotations")
 	for i, g := range n.gateways {
-		path := fmt.Sprintf("%s[%d]", gatewaysPath, i)
+		path := gatewayPath(i)
 		if key, replicas := member(g.node, "replicas"); replicas != nil && !isTrue(replicas) {
-			n.add(fmt.Sprintf("%s: %s.replicas", v.at(key), path), "the chart takes %s here as not set and uses ingressGateways.defaults.replicas; "+
+			n.add(v.whereAt(key, path+".replicas"), "the chart takes %s here as not set and uses ingressGateways.defaults.replicas; "+
 				"set that to 0, or remove the gateway", configtree.Describe(replicas))
 		}
 		if v.ofGateway(g, "service.type", "ClusterIP") != "LoadBalancer" {
@@ -218,6 +218,9 @@ func (n *notices) services() {
 		}
 	}
 }
+
+// gatewayPath returns the path of an item of the list of gateways.
+func gatewayPath(i int) string { return fmt.Sprintf("%s[%d]", gatewaysPath, i) }
 
 // mentionsProxy reports whether a line of annotations, not a comment, sets PROXY protocol in some cloud's words.
 func mentionsProxy(text string) bool {
@@ -235,19 +238,19 @@ func mentionsProxy(text string) bool {
 // ofGateway returns a scalar of a gateway: its own, that of the defaults, or the chart's.
 func (v *Values) ofGateway(g gatewayValues, path, unset string) string {
 	_, own := findIn(g.node, path)
-	return cmp.Or(textOf(own, ""), v.text("ingressGateways.defaults."+path, unset))
+	return cmp.Or(textOf(own, ""), v.text(defaultsPath+"."+path, unset))
 }
 
 // whereOf returns where a gateway has a value: its own, or the one of the defaults, or the gateway.
-func (n *notices) whereOf(g gatewayValues, gatewayPath, path string) string {
+func (n *notices) whereOf(g gatewayValues, itemPath, path string) string {
 	if key, _ := findIn(g.node, path); key != nil {
-		return fmt.Sprintf("%s: %s.%s", n.values.at(key), gatewayPath, path)
+		return n.values.whereAt(key, itemPath+"."+path)
 	}
-	defaults := "ingressGateways.defaults." + path
+	defaults := defaultsPath + "." + path
 	if key, _ := n.values.find(defaults); key != nil {
 		return n.values.where(defaults)
 	}
-	return gatewayPath + "." + path
+	return itemPath + "." + path
 }
 
 // nodePorts reports a port of the nodes that two gateways want.
@@ -268,7 +271,7 @@ func (n *notices) nodePorts() {
 			_, nodePort := member(port, "nodePort")
 			number := textOf(nodePort, "")
 			if other := taken[number]; number != "" && other != "" {
-				n.add(fmt.Sprintf("%s: %s[%d]", n.values.at(nodePort), gatewaysPath, i),
+				n.add(n.values.whereAt(nodePort, gatewayPath(i)),
 					"the gateways %q and %q both want the nodePort %s, and Kubernetes gives it to one; give each gateway its own service.ports",
 					other, g.name, number)
 			}
@@ -281,7 +284,7 @@ func (n *notices) nodePorts() {
 func (n *notices) annotationTexts() {
 	check := func(node *yaml.Node, path string) {
 		if a, bad := readAnnotations(textOf(node, "")); bad == nil && a.generated {
-			n.add(fmt.Sprintf("%s: %s", n.values.at(node), path), "Helm's template writes annotations here that Usher cannot see; "+
+			n.add(n.values.whereAt(node, path), "Helm's template writes annotations here that Usher cannot see; "+
 				"check that none of them is %s, because a pod cannot have it twice", Annotation)
 		}
 	}
@@ -290,7 +293,7 @@ func (n *notices) annotationTexts() {
 	}
 	for i, g := range n.gateways {
 		if _, node := member(g.node, "annotations"); node != nil {
-			check(node, fmt.Sprintf("%s[%d].annotations", gatewaysPath, i))
+			check(node, gatewayPath(i)+".annotations")
 		}
 	}
 }

@@ -3,16 +3,12 @@ package consulchart
 import (
 	"bytes"
 	"cmp"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf16"
 
 	"go.yaml.in/yaml/v3"
 
@@ -21,18 +17,9 @@ import (
 )
 
 const (
-	// Annotation is the pod annotation whose JSON becomes the Proxy.Config of a gateway's registration.
-	Annotation = "consul.hashicorp.com/proxy-config-map"
-	// BootstrapKey is the key of Proxy.Config with the template that consul-dataplane makes Envoy's bootstrap from.
-	BootstrapKey = "envoy_bootstrap_json_tpl"
-
 	defaultsPath    = "ingressGateways.defaults"
 	annotationsPath = defaultsPath + ".annotations"
 )
-
-// usherMark begins each template that Usher puts into an annotation. It is a comment of the template, so it does not
-// reach Envoy, and tells Usher's templates from those of others.
-const usherMark = "{{/* made by usher helm-values */}}"
 
 // OverrideOptions say what the override is for.
 type OverrideOptions struct {
@@ -111,10 +98,6 @@ func (b *overrideBuilder) read() error {
 	if err != nil {
 		return err
 	}
-	if len(gateways) == 0 {
-		return fmt.Errorf("%s: the list is empty, so there is no gateway to put under Usher; add one",
-			b.values.where(gatewaysPath))
-	}
 	for _, g := range gateways {
 		_, node := member(g.node, "annotations")
 		own, err := b.values.readAnnotations(node, fmt.Sprintf("%s[%s].annotations", gatewaysPath, g.name))
@@ -132,33 +115,68 @@ func (v *Values) readAnnotations(node *yaml.Node, path string) (annotationValue,
 		return value, v.errorAt(node, "%s: %s is not allowed; the chart reads a text: write \"annotations: |\" and the lines below it",
 			path, configtree.Describe(node))
 	}
-	var bad *textError
+	var bad *configtree.SyntaxError
 	if value.annotations, bad = readAnnotations(textOf(node, "")); bad != nil {
 		at := v.at(node)
 		if node.Style&yaml.LiteralStyle != 0 {
-			at.line += bad.line // the text begins in the line after the key
+			at.line += bad.Line // the text begins in the line after the key
 		}
-		return value, fmt.Errorf("%s: %s: %s", at, path, bad.what)
+		return value, fmt.Errorf("%s: %s: %s", at, path, bad.What)
 	}
 	return value, nil
 }
 
 // choose marks the gateways that get the bootstrap, and decides where the annotation goes.
 func (b *overrideBuilder) choose(names []string) error {
-	known := make([]string, len(b.gateways))
-	for i, g := range b.gateways {
-		known[i] = g.name
-		b.gateways[i].chosen = len(names) == 0 || slices.Contains(names, g.name)
-		b.perItem = b.perItem || g.has()
+	chosen, err := b.values.ChosenGateways(names)
+	if err != nil {
+		return err
 	}
-	for _, name := range names {
-		if !slices.Contains(known, name) {
-			return fmt.Errorf("--gateway %s: the values have no such gateway%s; use %s",
-				name, problem.DidYouMean(name, known), strings.Join(known, ", "))
-		}
+	for i, g := range b.gateways {
+		b.gateways[i].chosen = slices.ContainsFunc(chosen, func(c GatewayConfig) bool { return c.Gateway == g.name })
+		b.perItem = b.perItem || g.has()
 	}
 	b.perItem = b.perItem || len(names) > 0
 	return nil
+}
+
+// ChosenGateways returns the gateways with these names, or all without names, in the order of the values and without
+// their Config.
+func (v *Values) ChosenGateways(names []string) ([]GatewayConfig, error) {
+	gateways, err := v.gateways()
+	if err != nil {
+		return nil, err
+	}
+	if len(gateways) == 0 {
+		return nil, fmt.Errorf("%s: the list is empty, so there is no gateway to move to Usher; add one", v.where(gatewaysPath))
+	}
+	var chosen []GatewayConfig
+	var known []string
+	for _, g := range gateways {
+		known = append(known, g.name)
+		if len(names) == 0 || slices.Contains(names, g.name) {
+			chosen = append(chosen, v.gatewayConfig(g))
+		}
+	}
+	for _, name := range names {
+		if !slices.Contains(known, name) {
+			return nil, fmt.Errorf("--gateway %s: the values have no such gateway%s; use %s",
+				name, problem.DidYouMean(name, known), strings.Join(known, ", "))
+		}
+	}
+	return chosen, nil
+}
+
+// gatewayConfig returns a gateway without its Config.
+func (v *Values) gatewayConfig(g gatewayValues) GatewayConfig {
+	c := GatewayConfig{Gateway: g.name}
+	if v.isTrue("global.enableConsulNamespaces", false) {
+		c.Namespace = v.ofGateway(g, "consulNamespace", "default")
+	}
+	if v.isTrue("global.adminPartitions.enabled", false) {
+		c.Partition = v.text("global.adminPartitions.name", "default")
+	}
+	return c
 }
 
 // refuseDuplicates refuses values with which a pod would get the annotation twice: the chart puts the annotations of
@@ -315,13 +333,8 @@ func gracePeriodOf(object *yaml.Node) int {
 
 // add adds a gateway to the result.
 func (b *overrideBuilder) add(g gatewayAnnotations, config string) {
-	c := GatewayConfig{Gateway: g.name, Config: config}
-	if b.values.isTrue("global.enableConsulNamespaces", false) {
-		c.Namespace = b.values.ofGateway(g.gatewayValues, "consulNamespace", "default")
-	}
-	if b.values.isTrue("global.adminPartitions.enabled", false) {
-		c.Partition = b.values.text("global.adminPartitions.name", "default")
-	}
+	c := b.values.gatewayConfig(g.gatewayValues)
+	c.Config = config
 	b.overrides = append(b.overrides, c)
 }
 
@@ -334,87 +347,4 @@ func (b *overrideBuilder) annotationsWith(a annotationValue, config string) (*ya
 		return nil, b.values.errorAt(a.value, "%s: Usher cannot add an annotation to this text; write one line \"key: value\" for each annotation", a.path)
 	}
 	return n, nil
-}
-
-// config returns the new value of the annotation: what it has now, and the bootstrap.
-func (b *overrideBuilder) config(a annotationValue) (string, error) {
-	members := map[string]json.RawMessage{}
-	existing := a.get(Annotation)
-	if existing != nil {
-		refuse := func(format string, args ...any) (string, error) {
-			return "", b.values.errorAt(a.value, "%s: %s", a.path, Annotation+" "+fmt.Sprintf(format, args...))
-		}
-		if existing.templated {
-			return refuse("depends on Helm's template actions, and Usher cannot add the bootstrap to it; write it without {{ }}")
-		}
-		if err := decodeConfig(existing.value, &members); err != nil {
-			return refuse("is not a JSON object (%v), and consul-k8s ignores such a value; correct it, or remove it", err)
-		}
-		for key, value := range members {
-			switch {
-			case !strings.EqualFold(key, BootstrapKey):
-			case isUshers(value):
-				delete(members, key)
-			default:
-				return refuse("already has a bootstrap (%s) that usher helm-values did not make; remove that key, or leave this gateway out", key)
-			}
-		}
-	}
-	template, err := json.Marshal(b.template)
-	if err != nil {
-		return "", err
-	}
-	members[BootstrapKey] = template
-	return encodeConfig(members), nil
-}
-
-// isUshers reports whether a value of BootstrapKey was made by Usher.
-func isUshers(value json.RawMessage) bool {
-	var template string
-	return json.Unmarshal(value, &template) == nil && strings.HasPrefix(template, usherMark)
-}
-
-// decodeConfig decodes the annotation's value, as consul-k8s does.
-func decodeConfig[V any](text string, into *map[string]V) error {
-	err := json.Unmarshal([]byte(text), into)
-	if err == nil && *into == nil {
-		err = errors.New("it is null")
-	}
-	return err
-}
-
-// encodeConfig returns the members as one line of JSON that Helm's template, YAML and a YAML text in single quotes
-// leave as it is: ASCII only, and without "{{". The dataplane reads \u007b\u007b in a string as "{{" again. A "}}" is
-// not an action's begin, and two objects may end in one.
-func encodeConfig(members map[string]json.RawMessage) string {
-	var b strings.Builder
-	b.WriteByte('{')
-	for i, key := range slices.Sorted(maps.Keys(members)) {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		name, _ := json.Marshal(key) // a string
-		b.Write(name)
-		b.WriteString(": ")
-		var value bytes.Buffer
-		_ = json.Compact(&value, members[key]) // it was decoded
-		b.Write(value.Bytes())
-	}
-	b.WriteByte('}')
-	return strings.ReplaceAll(toASCII(b.String()), "{{", `\u007b\u007b`)
-}
-
-// toASCII escapes the characters of a JSON text that YAML could read as something else, such as the line end U+0085.
-func toASCII(text string) string {
-	var b strings.Builder
-	for _, r := range text {
-		if r >= ' ' && r <= '~' {
-			b.WriteRune(r)
-			continue
-		}
-		for _, unit := range utf16.Encode([]rune{r}) {
-			fmt.Fprintf(&b, `\u%04x`, unit)
-		}
-	}
-	return b.String()
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"regexp"
-	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -14,17 +13,10 @@ import (
 	"github.com/usherproxy/usher/internal/configtree"
 )
 
-// Bounds of a file, so that aliases cannot multiply.
-const (
-	maxNodes = 250_000
-	maxDepth = 100
-)
-
 // parser reads one file into nodes without aliases and merge keys.
 type parser struct {
 	file   File
 	values *Values // gets the file of each node
-	nodes  int
 }
 
 func (p *parser) parse() (*yaml.Node, error) {
@@ -37,8 +29,11 @@ func (p *parser) parse() (*yaml.Node, error) {
 	case err != nil:
 		return nil, p.syntaxError(err)
 	}
-	root, err := p.expand(doc.Content[0], 0)
-	switch {
+	root, err := new(configtree.Expander).Expand(doc.Content[0])
+	if bad, ok := errors.AsType[*configtree.SyntaxError](err); ok {
+		return nil, p.errorAt(bad.Line, "%s", bad.What)
+	}
+	switch err := p.own(root); {
 	case err != nil:
 		return nil, err
 	case isNull(root):
@@ -52,92 +47,79 @@ func (p *parser) parse() (*yaml.Node, error) {
 	return root, nil
 }
 
-// expand returns a copy of a node in which the aliases and merge keys are replaced by what they stand for.
-func (p *parser) expand(n *yaml.Node, depth int) (*yaml.Node, error) {
-	if p.nodes++; p.nodes > maxNodes {
-		return nil, p.errorAt(n.Line, "the file has more than %d values, those behind aliases counted each time; split it", maxNodes)
-	}
-	if depth > maxDepth {
-		return nil, p.errorAt(n.Line, "nested more than %d levels deep; use fewer levels", maxDepth)
-	}
-	if n.Kind == yaml.AliasNode {
-		return p.expand(n.Alias, depth+1)
-	}
-	out := *n
-	out.Anchor, out.Content = "", nil
-	p.values.files[&out] = p.file.Name
+// own records the file of all nodes, and gives objects the members of their merge keys.
+func (p *parser) own(n *yaml.Node) error {
+	p.values.files[n] = p.file.Name
 	if n.Kind == yaml.MappingNode {
-		return &out, p.expandMembers(n, &out, depth)
+		return p.ownMembers(n)
 	}
 	for _, child := range n.Content {
-		c, err := p.expand(child, depth+1)
-		if err != nil {
-			return nil, err
-		}
-		out.Content = append(out.Content, c)
-	}
-	return &out, nil
-}
-
-// expandMembers adds the members of an object to out. Those of a merge key are weaker than the object's own.
-func (p *parser) expandMembers(n, out *yaml.Node, depth int) error {
-	var merged []*yaml.Node
-	for key, value := range configtree.Members(n) {
-		v, err := p.expand(value, depth+1)
-		if err != nil {
+		if err := p.own(child); err != nil {
 			return err
-		}
-		if key.ShortTag() == "!!merge" {
-			merged = append(merged, configtree.Elements(v)...)
-			continue
-		}
-		k, err := p.expand(key, depth+1)
-		if err != nil {
-			return err
-		}
-		switch earlier, _ := member(out, k.Value); {
-		case k.Kind != yaml.ScalarNode:
-			return p.errorAt(key.Line, "a key that is not text is not allowed; remove it")
-		case earlier != nil:
-			return p.errorAt(key.Line, "%s: this key is already given at %s, and Helm takes only the last one; remove one of the two",
-				key.Value, configtree.At(p.file.Name, earlier.Line))
-		}
-		out.Content = append(out.Content, k, v)
-	}
-	for _, m := range merged {
-		for key, value := range configtree.Members(m) {
-			if indexOf(out, key.Value) < 0 {
-				out.Content = append(out.Content, key, value)
-			}
 		}
 	}
 	return nil
+}
+
+// ownMembers is own for an object. Members of a merge key are weaker than the object's own.
+func (p *parser) ownMembers(n *yaml.Node) error {
+	var merged []*yaml.Node
+	own := &yaml.Node{Kind: yaml.MappingNode}
+	for key, value := range configtree.Members(n) {
+		if err := p.own(value); err != nil {
+			return err
+		}
+		if key.ShortTag() == "!!merge" {
+			merged = append(merged, configtree.Elements(value)...)
+			continue
+		}
+		key, err := p.ownKey(own, key)
+		if err != nil {
+			return err
+		}
+		own.Content = append(own.Content, key, value)
+	}
+	for _, m := range merged {
+		for key, value := range configtree.Members(m) {
+			if indexOf(own, key.Value) < 0 {
+				own.Content = append(own.Content, key, value)
+			}
+		}
+	}
+	n.Content = own.Content
+	return nil
+}
+
+// ownKey returns a key of an object that has these members before it.
+func (p *parser) ownKey(before, key *yaml.Node) (*yaml.Node, error) {
+	text := *key
+	if key.Kind == yaml.AliasNode {
+		text = *key.Alias
+	}
+	text.Anchor = ""
+	switch earlier, _ := member(before, text.Value); {
+	case text.Kind != yaml.ScalarNode:
+		return nil, p.errorAt(key.Line, "a key that is not text is not allowed; remove it")
+	case earlier != nil:
+		return nil, p.errorAt(key.Line, "%s: this key is already given at %s, and Helm takes only the last one; remove one of the two",
+			text.Value, configtree.At(p.file.Name, earlier.Line))
+	}
+	p.values.files[&text] = p.file.Name
+	return &text, nil
 }
 
 func (p *parser) errorAt(line int, format string, args ...any) error {
 	return fmt.Errorf("%s: %s", configtree.At(p.file.Name, line), fmt.Sprintf(format, args...))
 }
 
-var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
-
-// splitYAMLError returns the line and the text of an error of the library.
-func splitYAMLError(err error) (line int, what string) {
-	what = configtree.OneLine(err.Error())
-	if found := yamlLine.FindStringSubmatch(what); found != nil {
-		line, _ = strconv.Atoi(found[1]) // 0 if there is none
-		what = found[2]
-	}
-	return max(1, line), what
-}
-
 // syntaxError returns an error of the library with its line, and shows that line.
 func (p *parser) syntaxError(err error) error {
-	line, what := splitYAMLError(err)
+	bad := configtree.YAMLError(err)
 	lines := strings.Split(string(p.file.Text), "\n")
-	if tab := tabNear(lines, line, what); tab > 0 {
+	if tab := tabNear(lines, bad.Line, bad.What); tab > 0 {
 		return p.tabError(lines, tab)
 	}
-	return fmt.Errorf("%w\n%s", p.errorAt(line, "this is not YAML: %s; correct it", what), excerpt(lines, line))
+	return fmt.Errorf("%w\n%s", p.errorAt(bad.Line, "this is not YAML: %s; correct it", bad.What), excerpt(lines, bad.Line))
 }
 
 // tabNear returns the line with a TAB in its indentation that is the cause of an error; 0 if there is none. The error
@@ -148,7 +130,7 @@ func tabNear(lines []string, line int, what string) int {
 		last = len(lines)
 	}
 	for near := max(1, line-1); near <= last; near++ {
-		if strings.Contains(indentation(lines[near-1]), "\t") {
+		if strings.Contains(configtree.Indentation(lines[near-1]), "\t") {
 			return near
 		}
 	}
@@ -157,7 +139,7 @@ func tabNear(lines []string, line int, what string) int {
 
 // tabError says how the line has to be indented, in the form of a compiler.
 func (p *parser) tabError(lines []string, line int) error {
-	indent := indentation(lines[line-1])
+	indent := configtree.Indentation(lines[line-1])
 	column := strings.Index(indent, "\t") + 1
 	spaces, like := expectedIndent(lines, line)
 	advice := fmt.Sprintf("begin it with %d spaces", spaces)
@@ -184,7 +166,7 @@ var opensBlock = regexp.MustCompile(`(:|[|>][-+0-9]*)\s*(#.*)?$`)
 func expectedIndent(lines []string, line int) (spaces, like int) {
 	for before := line - 1; before > 0; before-- {
 		text := lines[before-1]
-		indent := indentation(text)
+		indent := configtree.Indentation(text)
 		if strings.TrimSpace(text) == "" || strings.Contains(indent, "\t") {
 			continue
 		}
@@ -207,20 +189,12 @@ func expectedIndent(lines []string, line int) (spaces, like int) {
 	return 0, 0
 }
 
-// indentation returns the spaces and TABs that a line begins with. A line of nothing else has none.
-func indentation(line string) string {
-	if strings.TrimSpace(line) == "" {
-		return ""
-	}
-	return line[:len(line)-len(strings.TrimLeft(line, " \t"))]
-}
-
 // excerpt shows a line and the one before it, with TABs as arrows.
 func excerpt(lines []string, line int) string {
 	var shown []string
 	for n := max(1, line-1); n <= min(line, len(lines)); n++ {
 		text := strings.TrimRight(lines[n-1], "\r")
-		indent := indentation(text)
+		indent := configtree.Indentation(text)
 		text = strings.ReplaceAll(indent, "\t", "→") + text[len(indent):]
 		shown = append(shown, strings.TrimRight(fmt.Sprintf("%6d | %s", n, text), " "))
 	}

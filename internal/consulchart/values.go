@@ -1,5 +1,5 @@
-// Package consulchart reads values of the official Consul Helm chart, and makes the override that puts its ingress
-// gateways under Usher:
+// Package consulchart reads values of the official Consul Helm chart, and makes the override that moves its ingress
+// gateways to Usher:
 //
 //	values files ──Parse──> Values ──Override──> the values file for a second -f of "helm upgrade"
 //
@@ -155,10 +155,13 @@ func (v *Values) at(n *yaml.Node) place { return place{v.files[n], n.Line} }
 // where returns the place and the path of a value for messages; the path alone if it is not in the files.
 func (v *Values) where(path string) string {
 	if key, _ := v.find(path); key != nil {
-		return fmt.Sprintf("%s: %s", v.at(key), path)
+		return v.whereAt(key, path)
 	}
 	return path
 }
+
+// whereAt returns the place of a node and its path for messages.
+func (v *Values) whereAt(n *yaml.Node, path string) string { return v.at(n).String() + ": " + path }
 
 // Prefix returns how the names of the release's objects begin.
 func (v *Values) Prefix(release string) string {

@@ -2,7 +2,6 @@ package controlplane
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"reflect"
@@ -15,16 +14,17 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// BalancerSource watches the settings of load balancers. Watch calls put with what follows for the listeners behind a
-// Service, after each change, until ctx ends; put never blocks.
+// BalancerSource watches the settings of load balancers. Watch calls put with what follows for a gateway's listeners behind a
+// Service, after each change, until ctx ends; put never blocks. If it returns before, it is called again.
 type BalancerSource interface {
-	Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer))
+	Watch(ctx context.Context, id gateway.ID, service gateway.KubernetesService, put func(*gateway.Balancer))
 }
 
 // balancers are the load balancers that the listeners of one gateway follow. They belong to the worker's loop; its
 // watches call only withProblem and set.
 type balancers struct {
 	source  BalancerSource // nil outside Kubernetes
+	gateway gateway.ID
 	log     *slog.Logger
 	inputs  balancerInputs
 	watches map[gateway.KubernetesService]context.CancelFunc
@@ -42,9 +42,9 @@ type balancerInputs struct {
 	layers    [3]settings.Layer
 }
 
-func newBalancers(source BalancerSource, log *slog.Logger) *balancers {
+func newBalancers(source BalancerSource, id gateway.ID, log *slog.Logger) *balancers {
 	return &balancers{
-		source: source, log: log, changed: latest.New[struct{}](),
+		source: source, gateway: id, log: log, changed: latest.New[struct{}](),
 		watches: map[gateway.KubernetesService]context.CancelFunc{}, known: map[gateway.KubernetesService]*gateway.Balancer{},
 	}
 }
@@ -87,19 +87,19 @@ func (b *balancers) watchNeeded(ctx context.Context, s *gateway.Snapshot) (chang
 	return true
 }
 
-// watch watches a Service. After a panic it keeps what is known and starts again.
+// watch watches a Service. When the source's watch ends, what is known stays.
 func (b *balancers) watch(ctx context.Context, id gateway.KubernetesService) {
 	ctx, cancel := context.WithCancel(ctx)
 	b.watches[id] = cancel
 	b.running.Go(func() {
-		_ = repeatAfterPanic(ctx, b.log, "balancer", func() error {
-			b.source.Watch(ctx, id, func(balancer *gateway.Balancer) { b.set(ctx, id, balancer) })
+		watchAgain(ctx, b.log, "balancer", func() error {
+			b.source.Watch(ctx, b.gateway, id, func(balancer *gateway.Balancer) { b.set(ctx, id, balancer) })
 			return nil
 		}, func(err error) { b.set(ctx, id, b.withProblem(id, err)) })
 	})
 }
 
-// withProblem returns what is known of a Service, with a problem for the panic of its watch.
+// withProblem returns what is known of a Service, with a problem for the end of its watch.
 func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gateway.Balancer {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -108,7 +108,7 @@ func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gatewa
 		next = *last
 	}
 	p := problem.Problem{
-		Where: fmt.Sprintf("Kubernetes Service %s/%s", id.Namespace, id.Name),
+		Where: id.String(),
 		What:  err.Error() + ". Until Usher recovers, listeners with the mode auto keep their current mode",
 	}
 	if !slices.Contains(next.Problems, p) {

@@ -20,7 +20,7 @@ type fakeBalancers struct {
 	watched map[string]func(*gateway.Balancer)
 }
 
-func (f *fakeBalancers) Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer)) {
+func (f *fakeBalancers) Watch(ctx context.Context, _ gateway.ID, service gateway.KubernetesService, put func(*gateway.Balancer)) {
 	f.mu.Lock()
 	f.watched[service.Name] = put
 	f.mu.Unlock()
@@ -87,9 +87,9 @@ func TestAListenerFollowsItsBalancer(t *testing.T) {
 		if got := e.listener(t, anyAddress); got == nil || got.Version() != strict {
 			t.Error("the listener did not stay while nothing was known")
 		}
-		r.wantLog(`msg=problem gateway=edge where=there what=unknown`)
+		r.wantLog(`msg=problem gateway=edge where=there what=unknown severity=degraded`)
 		b.put("edge", withMode(settings.Strict))
-		r.wantLog(`msg=problem gateway=edge where=there what=unknown`, `msg="problem over" gateway=edge where=there what=unknown`)
+		r.wantLog(`msg=problem gateway=edge where=there what=unknown severity=degraded`, `msg="problem over" gateway=edge where=there what=unknown`)
 		e.leave()
 	})
 }

@@ -68,7 +68,7 @@ func benchWorker() (w *gatewayWorker, latest func() *xds.Set) {
 // publish gives the worker a snapshot and publishes its set.
 func publish(w *gatewayWorker, s *gateway.Snapshot) {
 	w.snapshot = s
-	w.encoder.startGeneration(w.fullSnapshot())
+	w.encoder.startGeneration(w.fullSnapshot(), w.inputs.reports)
 	w.publish()
 }
 

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/internal/settings"
@@ -29,9 +31,12 @@ import (
 )
 
 // Source watches gateways. Watch calls put with a new snapshot after each change, until ctx ends; put never blocks.
-// It returns nil only after ctx has ended.
+// If it returns before, it is called again, and what was put last stays.
 type Source interface {
 	Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error
+	// WatchNames calls put with the sorted names of all gateways that the source has, as Watch does. Nil: they are not
+	// known.
+	WatchNames(ctx context.Context, put func([]string)) error
 }
 
 // DefaultMaxGateways is the default of Options.MaxGateways.
@@ -40,7 +45,8 @@ const DefaultMaxGateways = 1000
 // MetadataKeys are the keys of an Envoy's node metadata that a Plane reads.
 var MetadataKeys = []string{"node_name", "namespace", "partition"}
 
-// Options are the parts and settings of a Plane. All but Balancers, Gateways, MaxGateways and Linger are required.
+// Options are the parts and settings of a Plane. All but Balancers, Gateways, Connections, MaxGateways, Preview and Linger
+// are required.
 type Options struct {
 	Source    Source
 	Balancers BalancerSource // nil outside Kubernetes
@@ -50,10 +56,19 @@ type Options struct {
 	// Gateways are watched without an Envoy, too, while the Plane runs. So their first Envoy does not wait, and Usher
 	// notices that none connects.
 	Gateways    []gateway.ID
-	MaxGateways int // how many gateways a Plane watches at the same time; zero means DefaultMaxGateways
+	Connections ConnectionSource // nil: Envoys report nothing
+	MaxGateways int              // how many gateways a Plane watches at the same time; zero means DefaultMaxGateways
+	// Preview gets what the instances of each of Gateways would get, after each change, without an Envoy. It may be nil.
+	Preview *PreviewOptions
 	// Linger is how long a gateway is watched after its last Envoy has disconnected, so that an Envoy that
 	// reconnects does not wait. Zero means 30 seconds.
 	Linger time.Duration
+}
+
+// inputs are what the worker of a gateway gets from its plane.
+type inputs struct {
+	layers  fileLayers
+	reports evidence.Key // for listeners that report their connections; zero: none does
 }
 
 // fileLayers are what the config file says about one gateway.
@@ -66,14 +81,16 @@ func layersOf(f settings.File, id gateway.ID) fileLayers {
 // Plane supplies Envoys with resources. It implements xds.ResourceSource. Use New and Run.
 type Plane struct {
 	options     Options
-	newCompiler func() compiler
+	newCompiler func(reports evidence.Key) compiler
 	running     chan struct{}       // closed when Run begins to receive from starts
 	starts      chan *gatewayWorker // workers for Run to run
 	ended       chan struct{}       // closed when Run has stopped receiving
+	changes     changes
 
 	mu         sync.Mutex // guards what follows
 	workers    map[gateway.ID]*gatewayWorker
-	configFile settings.File
+	configFile configFile
+	reports    evidence.Key
 }
 
 // New returns a plane that supplies no Envoys until Run runs.
@@ -81,7 +98,7 @@ func New(o Options) *Plane {
 	o.Linger = cmp.Or(o.Linger, 30*time.Second)
 	o.MaxGateways = cmp.Or(o.MaxGateways, DefaultMaxGateways)
 	return &Plane{
-		options: o, newCompiler: func() compiler { return new(listeners.Compiler) },
+		options: o, newCompiler: func(reports evidence.Key) compiler { return &listeners.Compiler{Reports: reports} },
 		running: make(chan struct{}), starts: make(chan *gatewayWorker), ended: make(chan struct{}),
 		workers: map[gateway.ID]*gatewayWorker{},
 	}
@@ -95,6 +112,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	for _, w := range p.permanentWorkers() {
 		workers.Go(func() { w.run(ctx) })
 	}
+	workers.Go(func() { p.watchNames(ctx) })
 	close(p.running)
 	for {
 		select {
@@ -106,15 +124,25 @@ func (p *Plane) Run(ctx context.Context) error {
 	}
 }
 
-// SetConfigFile replaces the content of the config file.
-func (p *Plane) SetConfigFile(f settings.File) {
-	p.options.Problems.Report("the config file", f.Problems)
+// SetReportKey replaces the key of the reports of connections. Without one, which is the beginning, listeners report
+// nothing. Another key changes all listeners.
+func (p *Plane) SetReportKey(k evidence.Key) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.configFile = f
+	p.reports = k
+	p.putInputs()
+}
+
+// putInputs gives all workers what they get now. The caller holds mu.
+func (p *Plane) putInputs() {
 	for id, w := range p.workers {
-		w.newLayers.Put(layersOf(f, id))
+		w.newInputs.Put(p.inputsOf(id))
 	}
+}
+
+// inputsOf returns what the worker of a gateway gets now. The caller holds mu.
+func (p *Plane) inputsOf(id gateway.ID) inputs {
+	return inputs{layers: layersOf(p.configFile.effective, id), reports: p.reports}
 }
 
 // Watch implements xds.ResourceSource: the node's cluster names the gateway, its id the instance.
@@ -202,6 +230,7 @@ func (p *Plane) subscribe(id gateway.ID, s *stream) (*gatewayWorker, error) {
 			return nil, status.Error(codes.Unavailable, "usher is shutting down")
 		}
 		p.workers[id] = w
+		p.applyConfigFile()
 	}
 	w.subscribers[s] = struct{}{}
 	w.newStreams.Put(slices.Collect(maps.Keys(w.subscribers)))
@@ -227,15 +256,6 @@ func (p *Plane) removeIfUnused(w *gatewayWorker) bool {
 	return true
 }
 
-// remove removes a worker that has ended, so that the next stream starts another one.
-func (p *Plane) remove(w *gatewayWorker) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.workers[w.id] == w {
-		p.forget(w)
-	}
-}
-
 // forget removes a worker with its problems and metrics. The next worker of the gateway begins after that. The caller
 // holds mu.
 func (p *Plane) forget(w *gatewayWorker) {
@@ -249,7 +269,10 @@ type Metrics struct {
 	compileDuration        prometheus.Histogram
 	refusedGateways        prometheus.Counter
 	envoys                 *prometheus.GaugeVec
+	instances              *prometheus.GaugeVec
 	proxyProtocolInstances *prometheus.GaugeVec
+	headersOnly            *prometheus.GaugeVec
+	listeners              *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics of a plane.
@@ -268,24 +291,72 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "usher_gateway_envoys",
 			Help: "Envoys of a gateway that are connected to this Usher.",
 		}, []string{"gateway"}),
+		instances: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "usher_gateway_instances",
+			Help: "Registered instances of a gateway. If all replicas together have fewer Envoys (usher_gateway_envoys), some do not run or are not connected to Usher.",
+		}, []string{"gateway"}),
 		proxyProtocolInstances: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "usher_gateway_proxy_protocol_instances",
 			Help: "Registered instances of a gateway with a listener that accepts PROXY headers. " +
 				"If all replicas together have fewer Envoys (usher_gateway_envoys), some run on Consul's own xDS.",
 		}, []string{"gateway"}),
+		headersOnly: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "usher_listener_headers_only",
+			Help: "Whether all connections to a permissive listener have begun with a PROXY header for ten minutes, and none came " +
+				"from outside trusted_cidrs, so that its mode can be strict: 1, else 0. Only of listeners whose mode is set, as far as Envoys report to this Usher.",
+		}, []string{"gateway", "port"}),
+		listeners: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "usher_listener_info",
+			Help: "The mode of PROXY protocol that a listener has in the Envoys of this Usher, and where it is set, in the labels. " +
+				"A listener has several series only while its instances have different modes. The value is always 1.",
+		}, []string{"gateway", "port", "mode", "source"}),
 	}
-	r.MustRegister(m.compileDuration, m.refusedGateways, m.envoys, m.proxyProtocolInstances)
+	r.MustRegister(m.compileDuration, m.refusedGateways, m.envoys, m.instances, m.proxyProtocolInstances, m.headersOnly, m.listeners)
 	return m
 }
 
-// setGateway sets how many Envoys of a gateway are connected, and how many instances expect one because of PROXY headers.
-func (m *Metrics) setGateway(id gateway.ID, envoys, proxyProtocolInstances int) {
+// setGateway sets how many Envoys of a gateway are connected, how many instances are registered, and how many of them
+// accept PROXY headers.
+func (m *Metrics) setGateway(id gateway.ID, envoys, instances, proxyProtocolInstances int) {
 	m.envoys.WithLabelValues(id.String()).Set(float64(envoys))
+	m.instances.WithLabelValues(id.String()).Set(float64(instances))
 	m.proxyProtocolInstances.WithLabelValues(id.String()).Set(float64(proxyProtocolInstances))
+}
+
+// setListeners replaces the listeners of a gateway.
+func (m *Metrics) setListeners(id gateway.ID, before, now map[listenerInfo]struct{}) {
+	labels := func(l listenerInfo) []string {
+		return []string{id.String(), strconv.Itoa(l.port), string(l.mode), l.source}
+	}
+	for l := range before {
+		if _, stays := now[l]; !stays {
+			m.listeners.DeleteLabelValues(labels(l)...)
+		}
+	}
+	for l := range now {
+		m.listeners.WithLabelValues(labels(l)...).Set(1)
+	}
+}
+
+// setHeadersOnly sets which permissive listeners of a gateway can be strict.
+func (m *Metrics) setHeadersOnly(id gateway.ID, all map[evidence.PortMode]shown) {
+	m.headersOnly.DeletePartialMatch(prometheus.Labels{"gateway": id.String()})
+	for of, s := range all {
+		if of.Mode == settings.Permissive {
+			value := 0.0
+			if s.conclusion == headersOnly {
+				value = 1
+			}
+			m.headersOnly.WithLabelValues(id.String(), strconv.Itoa(of.Port)).Set(value)
+		}
+	}
 }
 
 // removeGateway removes the series of a gateway that is no longer watched.
 func (m *Metrics) removeGateway(id gateway.ID) {
 	m.envoys.DeleteLabelValues(id.String())
+	m.instances.DeleteLabelValues(id.String())
+	m.listeners.DeletePartialMatch(prometheus.Labels{"gateway": id.String()})
 	m.proxyProtocolInstances.DeleteLabelValues(id.String())
+	m.headersOnly.DeletePartialMatch(prometheus.Labels{"gateway": id.String()})
 }

@@ -3,7 +3,6 @@ package controlplane
 import (
 	"bytes"
 	"context"
-	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -32,6 +31,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fakeSource gives what the test puts, and notes what is watched.
 type fakeSource struct {
 	put  func(*gateway.Snapshot) // of the newest Watch
+	name func([]string)          // of WatchNames
 	fail chan error
 
 	mu     sync.Mutex
@@ -48,6 +48,12 @@ func (s *fakeSource) Watch(ctx context.Context, id gateway.ID, put func(*gateway
 	case err := <-s.fail:
 		return err
 	}
+}
+
+func (s *fakeSource) WatchNames(ctx context.Context, put func([]string)) error {
+	s.name = put
+	<-ctx.Done()
+	return nil
 }
 
 func (s *fakeSource) note(event string) {
@@ -73,6 +79,7 @@ type testPlane struct {
 	plane    *Plane
 	source   *fakeSource
 	problems *Problems
+	metrics  *prometheus.Registry
 	log      logBuffer
 }
 
@@ -97,10 +104,10 @@ func (b *logBuffer) String() string {
 // inBubble runs f with a plane, and demands that everything ends with it. change changes the plane's options.
 func inBubble(t *testing.T, f func(t *testing.T, r *testPlane), change ...func(*Options)) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &testPlane{t: t, source: &fakeSource{fail: make(chan error)}}
-		log, metrics := slog.New(slog.NewTextHandler(&r.log, nil)), prometheus.NewRegistry()
-		r.problems = NewProblems(log, metrics)
-		o := Options{Source: r.source, Logger: log, Metrics: NewMetrics(metrics), Problems: r.problems}
+		r := &testPlane{t: t, source: &fakeSource{fail: make(chan error)}, metrics: prometheus.NewRegistry()}
+		log := slog.New(slog.NewTextHandler(&r.log, nil))
+		r.problems = NewProblems(log, r.metrics)
+		o := Options{Source: r.source, Logger: log, Metrics: NewMetrics(r.metrics), Problems: r.problems}
 		for _, f := range change {
 			f(&o)
 		}
@@ -186,7 +193,7 @@ func TestUnregisteredEnvoyIsAProblem(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 		synctest.Wait()
-		want := `Envoy \"typo\" (unix socket)" what="it gets no resources: gateway \"edge\" has no instance with the service ID \"typo\"`
+		want := `level=ERROR msg=problem gateway=edge where="Envoy \"typo\" (release unknown, from a unix socket)" what="it gets no resources: gateway \"edge\" has no instance with the service ID \"typo\"`
 		if !strings.Contains(r.log.String(), want) {
 			t.Errorf("the log does not have %s:\n%s", want, &r.log)
 		}
@@ -198,7 +205,7 @@ func TestUnregisteredEnvoyIsAProblem(t *testing.T) {
 }
 
 // strictLayer sets strict PROXY protocol.
-var strictLayer = settings.Layer{Settings: settings.Settings{Listener: settings.Listener{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Strict}}}}
+var strictLayer = layerWith(settings.Strict)
 
 func TestEnvoyGetsItsGatewayAndThenOnlyChanges(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
@@ -269,8 +276,8 @@ func TestAmbiguousInstanceIsRefusedUnlessItDoesNotMatter(t *testing.T) {
 			t.Errorf("an ambiguous Envoy got another set")
 		}
 		for peer, want := range map[netip.Addr]string{
-			{}:                               `Envoy "edge" (unix socket) can be an instance`,
-			netip.MustParseAddr("192.0.2.9"): `Envoy "edge" (192.0.2.9) can be an instance`,
+			{}:                               `Envoy "edge" (release unknown, from a unix socket) can be an instance`,
+			netip.MustParseAddr("192.0.2.9"): `Envoy "edge" (release unknown, from 192.0.2.9) can be an instance`,
 		} {
 			late := r.connect(xds.Node{ID: edge.ID, Cluster: edge.Cluster, Peer: peer})
 			err := <-late.ended
@@ -425,7 +432,7 @@ func TestConfigFileCountsFromTheFirstSet(t *testing.T) {
 		for range 50 {
 			var sets []*xds.Set
 			w := newGatewayWorker(r.plane, gateway.ID{Name: "edge"})
-			w.newLayers.Put(fileLayers{gateway: strictLayer})
+			w.newInputs.Put(inputs{layers: fileLayers{gateway: strictLayer}})
 			w.newStreams.Put([]*stream{{node: edge, put: func(s *xds.Set) { sets = append(sets, s) }}})
 			news := latest.New[snapshotUpdate]()
 			news.Put(snapshotUpdate{snapshot: snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})})
@@ -459,21 +466,12 @@ func TestAGatewayIsWatchedForALittleAfterItsLastEnvoy(t *testing.T) {
 	})
 }
 
-func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *testPlane) {
-		e := r.connect(edge)
-		r.source.fail <- errors.New("broken")
-		if err := <-e.ended; status.Code(err) != codes.Unavailable {
-			t.Errorf("Watch: %v, want Unavailable", err)
-		}
-		r.connect(edge)
-		r.source.wantEvents(t, "watch edge", "watch edge")
-	})
-}
-
 // problemCount is the metric of a gateway's problems, or of the files' for "".
-func (r *testPlane) problemCount(gateway string) float64 {
-	return testutil.ToFloat64(r.problems.count.WithLabelValues(gateway))
+func (r *testPlane) problemCount(gateway string) (sum float64) {
+	for _, s := range problem.Severities {
+		sum += testutil.ToFloat64(r.problems.count.WithLabelValues(gateway, s.String()))
+	}
+	return sum
 }
 
 // wantLog wants each line once in the log, and no other about problems.
@@ -505,7 +503,7 @@ func TestProblemAndItsEndAreLoggedOnce(t *testing.T) {
 		if n := r.problemCount("edge"); n != 0 {
 			t.Errorf("usher_config_problems is %v, want 0", n)
 		}
-		r.wantLog(`msg=problem gateway=edge where=here what=wrong`, `msg="problem over" gateway=edge where=here what=wrong`)
+		r.wantLog(`level=WARN msg=problem gateway=edge where=here what=wrong severity=degraded`, `msg="problem over" gateway=edge where=here what=wrong`)
 	})
 }
 
@@ -520,17 +518,17 @@ func TestProblemOfTwoGatewaysAndAFileIsLoggedOnce(t *testing.T) {
 		r.connect(xds.Node{ID: "other", Cluster: "other"})
 		r.put(bad)
 		r.problems.Report("a file", wrong)
-		for _, g := range []string{"edge", "other", ""} {
-			if n := r.problemCount(g); n != 1 {
-				t.Errorf("usher_config_problems of %q is %v, want 1", g, n)
+		for g, want := range map[string]float64{"edge": 0, "other": 0, "": 1} {
+			if n := r.problemCount(g); float64(n) != want {
+				t.Errorf("usher_config_problems of %q is %v, want %v", g, n, want)
 			}
 		}
 		r.put(snapshot())
 		r.problems.Report("a file", nil)
-		r.wantLog(`msg=problem gateway=edge where=here what=wrong`)
+		r.wantLog(`level=WARN msg=problem gateway=edge where=here what=wrong severity=degraded`)
 		edgePut(snapshot())
 		synctest.Wait()
-		r.wantLog(`msg=problem gateway=edge where=here what=wrong`, `msg="problem over" gateway=edge where=here what=wrong`)
+		r.wantLog(`level=WARN msg=problem gateway=edge where=here what=wrong severity=degraded`, `msg="problem over" gateway=edge where=here what=wrong`)
 	})
 }
 
@@ -540,7 +538,7 @@ func TestProblemsOfTheConfigFileAreLoggedWithoutAnEnvoy(t *testing.T) {
 		if n := r.problemCount(""); n != 1 {
 			t.Errorf("usher_config_problems is %v, want 1", n)
 		}
-		r.wantLog(`msg=problem where=usher.hcl:1 what=wrong`)
+		r.wantLog(`level=WARN msg=problem where=usher.hcl:1 what=wrong severity=degraded`)
 	})
 }
 

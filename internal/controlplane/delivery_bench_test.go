@@ -87,6 +87,11 @@ type benchSource struct {
 	put      func(benchSnapshot)
 }
 
+func (s *benchSource) WatchNames(ctx context.Context, _ func([]string)) error {
+	<-ctx.Done()
+	return nil
+}
+
 func (s *benchSource) Watch(ctx context.Context, _ gateway.ID, put func(*gateway.Snapshot)) error {
 	s.put = func(next benchSnapshot) {
 		s.snapshot = next

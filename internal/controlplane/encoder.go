@@ -12,6 +12,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/problem"
@@ -25,29 +26,35 @@ import (
 type encoder struct {
 	metrics     *Metrics
 	log         *slog.Logger
-	newCompiler func() compiler
+	newCompiler func(reports evidence.Key) compiler
+	reports     evidence.Key // of the compiler
 	compiler    compiler
 	snapshot    *gateway.Snapshot
-	instances   map[string][]*gateway.Instance // of the snapshot, by service ID
-	current     map[envoyKey]compiled          // of this generation
-	latest      map[envoyKey]compiled          // the newest of each key; see setInstances
+	instances   instancesByID         // of the snapshot; never modified
+	current     map[envoyKey]compiled // of this generation
+	latest      map[envoyKey]compiled // the newest of each key; see setInstances
 	// shared holds what this generation has encoded, for Envoys with other keys that have the same messages.
 	shared map[messageMap]*encodedType
 }
 
 // compiler is a listeners.Compiler, or a fake one in a test.
 type compiler interface {
-	Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *listeners.Resources
+	Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *listeners.Resources
 }
 
-func newEncoder(metrics *Metrics, log *slog.Logger, newCompiler func() compiler) encoder {
-	return encoder{metrics: metrics, log: log, newCompiler: newCompiler, compiler: newCompiler(), latest: map[envoyKey]compiled{}}
+func newEncoder(metrics *Metrics, log *slog.Logger, newCompiler func(evidence.Key) compiler) encoder {
+	return encoder{metrics: metrics, log: log, newCompiler: newCompiler, compiler: newCompiler(evidence.Key{}), latest: map[envoyKey]compiled{}}
 }
 
 // envoyKey is equal for Envoys that get the same set.
 type envoyKey struct {
 	node, serviceID string
-	version         gateway.EnvoyVersion
+	envoy           gateway.Envoy
+}
+
+// keyOf returns the key of an Envoy that is the instance in.
+func keyOf(in *gateway.Instance, n xds.Node) envoyKey {
+	return envoyKey{node: in.Node, serviceID: in.ServiceID, envoy: envoyOf(n)}
 }
 
 // compiled is what the Envoys with one key get.
@@ -55,10 +62,15 @@ type compiled struct {
 	set      *xds.Set
 	types    [xds.NumTypes]*encodedType
 	problems []problem.Problem
+	heldBack []string // listeners that could not be built, or that Envoy would reject
+	panicked bool     // the compiler: set is what they had before
 }
 
-// startGeneration replaces the snapshot.
-func (e *encoder) startGeneration(s *gateway.Snapshot) {
+// startGeneration replaces the snapshot, and the key of reports.
+func (e *encoder) startGeneration(s *gateway.Snapshot, reports evidence.Key) {
+	if reports != e.reports {
+		e.reports, e.compiler = reports, e.newCompiler(reports)
+	}
 	if e.snapshot == nil || !slices.Equal(e.snapshot.Instances, s.Instances) {
 		e.setInstances(s.Instances)
 	}
@@ -70,7 +82,7 @@ func (e *encoder) startGeneration(s *gateway.Snapshot) {
 // setInstances replaces the instances. It drops the latest set of a key if no Envoy used it in the generation before
 // and its instance is no longer registered: each instance has a whole set.
 func (e *encoder) setInstances(instances []*gateway.Instance) {
-	e.instances = map[string][]*gateway.Instance{}
+	e.instances = instancesByID{}
 	registered := map[envoyKey]bool{}
 	for _, in := range instances {
 		e.instances[in.ServiceID] = append(e.instances[in.ServiceID], in)
@@ -87,29 +99,47 @@ func (e *encoder) setInstances(instances []*gateway.Instance) {
 // setFor returns the set for an Envoy that is the instance in. If the compiler panics, it returns the latest set of
 // such Envoys, if there is one, and a problem.
 func (e *encoder) resourceSetFor(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.Problem) {
-	version := gateway.EnvoyVersion{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
-	k := envoyKey{node: in.Node, serviceID: in.ServiceID, version: version}
+	k := keyOf(in, n)
 	c, ok := e.current[k]
 	if !ok {
 		err := guard.Run(e.log, "compile", func() error {
-			c = e.compile(in, version, e.latest[k])
+			c = e.compile(in, k.envoy, e.latest[k])
 			return nil
 		})
 		if err != nil {
-			e.compiler = e.newCompiler() // the panic may have left the old one in a bad state
+			e.compiler = e.newCompiler(e.reports) // the panic may have left the old one in a bad state
 			c = e.latest[k]
-			c.problems = panicProblem(e.snapshot.ID, err)
+			c.problems, c.panicked = failureProblem(e.snapshot.ID, err), true
 		}
 		e.current[k], e.latest[k] = c, c
 	}
 	return c.set, c.problems
 }
 
+// The clusters in an Envoy's bootstrap that take its reports to Usher: the xDS server's, and the one for an Envoy whose
+// streams go through consul-dataplane, which passes on nothing but discovery streams.
+const (
+	agentCluster     = "local_agent"
+	dataplaneCluster = "usher_reports"
+)
+
+// envoyOf returns what matters of an Envoy besides its instance.
+func envoyOf(n xds.Node) gateway.Envoy {
+	e := gateway.Envoy{
+		EnvoyVersion:  gateway.EnvoyVersion{Major: n.Major, Minor: n.Minor, Patch: n.Patch},
+		ReportCluster: agentCluster,
+	}
+	if n.Forwarded {
+		e.ReportCluster = dataplaneCluster
+	}
+	return e
+}
+
 // compile returns what an Envoy gets. before is what it got in the last generation; if nothing has changed, the set
 // is the same value.
-func (e *encoder) compile(in *gateway.Instance, version gateway.EnvoyVersion, before compiled) compiled {
+func (e *encoder) compile(in *gateway.Instance, envoy gateway.Envoy, before compiled) compiled {
 	defer prometheus.NewTimer(e.metrics.compileDuration).ObserveDuration()
-	res := e.compiler.Compile(e.snapshot, in, version)
+	res := e.compiler.Compile(e.snapshot, in, envoy)
 	now := compiled{problems: slices.Clone(res.Problems)}
 	var keepOrphans bool
 	// Listeners come first: an invalid one keeps its last good version, and that keeps the resources that it refers to.
@@ -129,6 +159,7 @@ func (e *encoder) compile(in *gateway.Instance, version gateway.EnvoyVersion, be
 		now.types[d.typ] = t
 		now.problems = append(now.problems, t.problems...)
 	}
+	now.heldBack = slices.Concat(res.HeldBackListeners, now.types[xds.Listener].invalid)
 	now.set = resourceSetOf(now.types, before.set)
 	return now
 }

@@ -54,7 +54,7 @@ func TestEnterprise(t *testing.T) {
 		}
 		s := firstSnapshot(t, client, id)
 		api.wantAllAsked()
-		r := new(listeners.Compiler).Compile(s, s.Instances[0], gateway.EnvoyVersion{})
+		r := new(listeners.Compiler).Compile(s, s.Instances[0], gateway.Envoy{})
 		return map[string]any{
 			"listeners": golden.List(r.Listeners.Values()),
 			"routes":    golden.List(r.Routes.Values()),

@@ -12,11 +12,14 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
+// instancesByID are the registered instances of a gateway, by service ID.
+type instancesByID map[string][]*gateway.Instance
+
 // candidates returns the registered instances that an Envoy may be: those with its service ID and, if that is not
 // enough, with its node name and its address.
-func (e *encoder) candidates(n xds.Node) []*gateway.Instance {
+func (i instancesByID) candidates(n xds.Node) []*gateway.Instance {
 	var found, atAddress []*gateway.Instance
-	for _, in := range e.instances[n.ID] {
+	for _, in := range i[n.ID] {
 		if nodeName := n.Metadata["node_name"]; nodeName != "" && in.Node != nodeName {
 			continue
 		}
@@ -59,11 +62,11 @@ func ambiguousError(n xds.Node, candidates []*gateway.Instance) error {
 		describeEnvoy(n), n.Cluster, strings.Join(nodes, ", "))
 }
 
-// describeEnvoy names an Envoy in messages, with the address that it connects from.
+// describeEnvoy names an Envoy in messages, with its release and the address that it connects from.
 func describeEnvoy(n xds.Node) string {
-	address := "unix socket"
+	address := "a unix socket"
 	if n.Peer.IsValid() {
 		address = n.Peer.String()
 	}
-	return fmt.Sprintf("Envoy %q (%s)", n.ID, address)
+	return fmt.Sprintf("Envoy %q (release %s, from %s)", n.ID, n.Release(), address)
 }

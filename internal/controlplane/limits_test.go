@@ -42,11 +42,11 @@ func TestRejectedUpdateIsAProblemUntilItIsOver(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		refuse := func(id string) func() {
 			return r.problems.Rejected(xds.Node{ID: id, Cluster: "edge"}, xds.Listener,
-				xds.Rejection{Version: "0123456789abcdef", Resources: []string{"http:0.0.0.0:8080"}, Message: "no such directory"})
+				xds.Rejection{Version: "0123456789abcdef", Resources: []string{"http:0.0.0.0:8080"}, Message: "no such directory", Repeated: id == "two, again"})
 		}
 		want := func(problems, rejected int) {
 			t.Helper()
-			if got := testutil.ToFloat64(r.problems.count.WithLabelValues("edge")); got != float64(problems) {
+			if got := r.problemCount("edge"); got != float64(problems) {
 				t.Errorf("%v problems, want %d", got, problems)
 			}
 			series := testutil.CollectAndCount(r.problems.rejected)
@@ -63,7 +63,13 @@ func TestRejectedUpdateIsAProblemUntilItIsOver(t *testing.T) {
 		want(2, 2)
 		first()
 		want(1, 1)
+		again := refuse("two, again")
 		second()
+		want(1, 1)
+		again()
 		want(0, 0)
+		if n := testutil.ToFloat64(r.problems.nacks.WithLabelValues("edge", "listener")); n != 2 {
+			t.Errorf("usher_xds_nacks_total is %v, want 2", n)
+		}
 	})
 }

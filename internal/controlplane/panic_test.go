@@ -9,11 +9,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/retry"
 	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/status"
 	"github.com/usherproxy/usher/listeners"
 	"github.com/usherproxy/usher/xds"
 )
@@ -25,6 +29,11 @@ type panickingSource struct {
 	puts    map[string]func(*gateway.Snapshot)
 	panics  map[string]chan struct{}
 	watches map[string]int
+}
+
+func (f *panickingSource) WatchNames(ctx context.Context, _ func([]string)) error {
+	<-ctx.Done()
+	return nil
 }
 
 func (f *panickingSource) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error {
@@ -120,7 +129,7 @@ func TestASourceThatPanicsIsWatchedAgain(t *testing.T) {
 		if len(other.sets) != 2 {
 			t.Error("the other gateway did not go on")
 		}
-		time.Sleep(restartDelay)
+		time.Sleep(retry.LongestPause)
 		synctest.Wait()
 		if s.watches["edge"] != 2 || s.watches["other"] != 1 {
 			t.Fatalf("watched %v times after the pause, want edge twice", s.watches)
@@ -152,7 +161,7 @@ type panickingCompiler struct {
 	panics *atomic.Bool
 }
 
-func (c *panickingCompiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *listeners.Resources {
+func (c *panickingCompiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *listeners.Resources {
 	res := c.Compiler.Compile(s, in, e)
 	if c.panics.Load() && s.ID.Name == "edge" && e.Minor == 0 {
 		panic("a bug in the compiler")
@@ -163,7 +172,7 @@ func (c *panickingCompiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e
 func TestACompileThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		var broken atomic.Bool
-		r.plane.newCompiler = func() compiler { return &panickingCompiler{panics: &broken} }
+		r.plane.newCompiler = func(evidence.Key) compiler { return &panickingCompiler{panics: &broken} }
 		e := r.connect(edge)
 		newer := r.connect(xds.Node{ID: "edge", Cluster: "edge", Major: 1, Minor: 40})
 		r.put(snapshotWithPort("edge", 9090))
@@ -190,6 +199,66 @@ func TestACompileThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 	})
 }
 
+// faultyCompiler panics, or compiles listeners that Envoy would reject, when the test wants it.
+type faultyCompiler struct {
+	listeners.Compiler
+	panics, invalid *atomic.Bool
+}
+
+func (c *faultyCompiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *listeners.Resources {
+	if c.panics.Load() {
+		panic("a bug in the compiler")
+	}
+	res := c.Compiler.Compile(s, in, e)
+	if c.invalid.Load() {
+		for name := range res.Listeners.All() {
+			res.Listeners = res.Listeners.With(name, &listenerv3.Listener{Name: name, ListenerFilters: []*listenerv3.ListenerFilter{{}}})
+		}
+	}
+	return res
+}
+
+func TestAListenerThatAFaultyCompilerKeepsIsNotInForce(t *testing.T) {
+	for _, fault := range []string{"panics", "invalid"} {
+		inBubble(t, func(t *testing.T, r *testPlane) {
+			var panics, invalid atomic.Bool
+			r.plane.newCompiler = func(evidence.Key) compiler { return &faultyCompiler{panics: &panics, invalid: &invalid} }
+			set := map[string]*atomic.Bool{"panics": &panics, "invalid": &invalid}[fault].Store
+			mode := func() status.Mode {
+				gateways, _ := r.plane.Status([]*xds.Client{client("edge", "a")})
+				m := gateways[0].Listeners[0].Mode
+				m.Reason = ""
+				return m
+			}
+			strict := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})
+			strict.ProxyDefaults = layerWith(settings.Strict)
+			e := r.connect(edge)
+			set(true)
+			r.put(strict)
+			if got, want := mode(), (status.Mode{Asked: "strict", Built: status.HeldBack}); got != want {
+				t.Errorf("%s from the start: %+v, want %+v", fault, got, want)
+			}
+			set(false)
+			r.put(snapshot(strict.Instances...))
+			set(true)
+			r.put(strict)
+			if got, want := mode(), (status.Mode{Asked: "strict", InForce: "off", Built: status.Kept}); got != want {
+				t.Errorf("%s later: %+v, want %+v", fault, got, want)
+			}
+			if strings.Contains(r.log.String(), "proxy_protocol.mode of a listener changed") {
+				t.Errorf("%s: the log says that the mode has changed", fault)
+			}
+			set(false)
+			r.put(at(strict, 9091))
+			if got, want := mode(), (status.Mode{Asked: "strict", InForce: "strict", Built: status.Current}); got != want {
+				t.Errorf("%s, and corrected: %+v, want %+v", fault, got, want)
+			}
+			e.leave()
+			synctest.Wait()
+		})
+	}
+}
+
 func TestWorkThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 	withPanickingSource(t, func(t *testing.T, r *testPlane, s *panickingSource, e, other *testEnvoy) {
 		panics := counting("worker")
@@ -207,53 +276,9 @@ func TestWorkThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 }
 
 func TestABalancerThatPanicsStaysWhatItIs(t *testing.T) {
-	inKubernetes(t, func(t *testing.T, r *testPlane, b *fakeBalancers) {
-		broken := make(chan struct{})
-		r.plane.options.Balancers = panickingBalancers{b, broken}
-		e := r.connect(edge)
-		r.put(snapshot(behindService("edge")))
-		b.wantWatched(t, "edge")
-		b.put("edge", withMode(settings.Strict))
-		strict := e.listener(t, anyAddress).Version()
-		panics := counting("balancer")
-		broken <- struct{}{}
-		synctest.Wait()
-		if panics() != 1 || r.problemCount("edge") != 1 {
-			t.Errorf("%v panics and %v problems, want 1 and 1", panics(), r.problemCount("edge"))
-		}
-		if !strings.Contains(r.log.String(), `where="Kubernetes Service consul/edge" what="bug in Usher: panic in balancer at `) {
-			t.Errorf("the log does not have the problem:\n%s", &r.log)
-		}
-		if got := e.listener(t, anyAddress); got == nil || got.Version() != strict {
-			t.Error("the listener did not stay")
-		}
-		time.Sleep(restartDelay)
-		b.wantWatched(t, "edge")
-		b.put("edge", withMode(settings.Off))
-		if got := e.listener(t, anyAddress); got == nil || got.Version() == strict || r.problemCount("edge") != 0 {
-			t.Errorf("the listener does not follow after it is over; %v problems", r.problemCount("edge"))
-		}
-		e.leave()
-	})
-}
-
-// panickingBalancers panics when the test wants it.
-type panickingBalancers struct {
-	*fakeBalancers
-	broken chan struct{}
-}
-
-func (f panickingBalancers) Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer)) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var watching sync.WaitGroup
-	defer watching.Wait()
-	watching.Go(func() { f.fakeBalancers.Watch(ctx, service, put) })
-	select {
-	case <-ctx.Done():
-	case <-f.broken:
-		cancel()
-		watching.Wait()
-		panic("a bug in the watch of a Service")
+	panics := counting("balancer")
+	wantBalancerWatchedAgain(t, func() { panic("a bug in the watch of a Service") }, "bug in Usher: panic in balancer at ")
+	if n := panics(); n != 1 {
+		t.Errorf("usher_panics_total grew by %v, want 1", n)
 	}
 }

@@ -49,7 +49,7 @@ func (w *gatewayWorker) checkServed() {
 	for _, s := range w.streams {
 		envoys[registeredOn{s.node.Metadata["node_name"], s.node.ID}] = struct{}{}
 	}
-	w.plane.options.Metrics.setGateway(w.id, len(envoys), u.instances)
+	w.plane.options.Metrics.setGateway(w.id, len(envoys), len(w.snapshot.Instances), u.instances)
 	if u.update(len(envoys), time.Now()) {
 		w.log.Warn("no Envoy of the gateway is connected here, and its listeners accept PROXY headers",
 			"instances", u.instances, "check", "if usher_gateway_envoys is 0 on all replicas of Usher, "+

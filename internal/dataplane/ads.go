@@ -2,8 +2,10 @@ package dataplane
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -25,9 +27,6 @@ func (s *Server) serveADS(c *call) error {
 		return s.refuse(err)
 	}
 	node, err := xds.NodeOf(*first, s.options.MetadataKeys)
-	if err == nil {
-		err = checkUnambiguous(*first, s.options.MetadataKeys)
-	}
 	if err != nil {
 		return s.refuse(status.Error(codes.InvalidArgument, "invalid request: "+err.Error()))
 	}
@@ -44,7 +43,43 @@ func (s *Server) serveADS(c *call) error {
 	}
 	defer s.untrack(c)
 	defer s.metrics.countStream("consul")()
+	s.background.Go(func() { s.watchKind(c, node) })
 	return s.passFirstToConsul(c, first, nil)
+}
+
+// recheckTime is the time between the questions about the kind of a node whose stream goes to Consul.
+const recheckTime = time.Minute
+
+// watchKind ends a discovery stream to Consul when its node belongs to an ingress gateway, until the stream ends.
+func (s *Server) watchKind(c *call, node xds.Node) {
+	pause := kindTime + rand.N(recheckTime-kindTime) // streams that begin together do not ask together
+	for ; ; pause = recheckTime {
+		select {
+		case <-time.After(pause):
+		case <-c.ctx.Done():
+			return
+		}
+		if err := s.refuseConsul(c, node); err != nil {
+			c.end(err)
+			return
+		}
+	}
+}
+
+// refuseConsul returns the status with which a stream to Consul ends; nil unless it is known that Consul must not serve the
+// node. Without an answer the stream stays: it was another proxy's when it began.
+func (s *Server) refuseConsul(c *call, node xds.Node) error {
+	isGateway, err := s.kinds.isGateway(c.ctx, c.conn.network, node)
+	switch {
+	case status.Code(err) == codes.InvalidArgument: // it is a gateway under another name
+		return err
+	case err != nil, !isGateway:
+		return nil
+	}
+	s.log.Info("an Envoy of consul-dataplane belongs to an ingress gateway now; usher serves it instead of consul",
+		"service", node.Cluster, "envoy", node.ID)
+	return status.Errorf(codes.Unavailable,
+		"%q is an ingress gateway now, which usher serves instead of consul; Envoy connects again by itself", node.ID)
 }
 
 // track adds a discovery stream that Drain has to end. It reports false if Drain has begun.

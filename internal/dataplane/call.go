@@ -21,9 +21,9 @@ import (
 type frame []byte
 
 // size returns how many bytes the message has on its connection.
-func (f frame) size() int64 {
+func (f frame) size() int {
 	const prefix = 5 // bytes that gRPC puts before each message
-	return int64(len(f)) + prefix
+	return len(f) + prefix
 }
 
 // codec passes encoded messages as they are.
@@ -59,7 +59,6 @@ type call struct {
 	ctx      context.Context         // of the call
 	end      context.CancelCauseFunc // ends the call with a status; any goroutine may call it
 	requests chan frame              // closed after the last one
-	unpassed atomic.Int64            // bytes of requests that were read and not passed on
 	server   *Server
 }
 
@@ -81,14 +80,22 @@ func (s *Server) newCall(in grpc.ServerStream) (*call, error) {
 		c.end(nil)
 		return nil, err
 	}
-	s.background.Go(c.read)
+	c.run(c.read)
 	return c, nil
 }
 
 func (c *call) close() {
 	c.end(nil)
-	c.server.admission.countBytes(c.conn, -int(c.unpassed.Load()), 0)
 	c.server.admission.closeCall(c.admitted)
+}
+
+// run runs f in the background. Messages of the call count against the limits until it returns.
+func (c *call) run(f func()) {
+	c.server.admission.addUser(c.admitted)
+	c.server.background.Go(func() {
+		defer c.server.admission.leave(c.admitted)
+		f()
+	})
 }
 
 // read passes the caller's messages to requests. Only the end of the call's handler ends it.
@@ -102,7 +109,7 @@ func (c *call) read() {
 			}
 			return
 		}
-		c.unpassed.Add(f.size())
+		c.server.admission.countRead(c.admitted, f.size())
 		select {
 		case c.requests <- f:
 		case <-c.ctx.Done():
@@ -161,7 +168,7 @@ func (c *call) pass(to grpc.ClientConnInterface, first *frame, edit func(frame) 
 	if err != nil {
 		return result{err: c.reason(err)}
 	}
-	c.server.background.Go(func() { c.passRequests(out, first) })
+	c.run(func() { c.passRequests(out, first) })
 	sent, err := c.passResponses(out, edit)
 	return result{err: c.reason(err), answered: end.hasStatus.Load(), sent: sent}
 }
@@ -198,8 +205,7 @@ func (c *call) passRequests(out grpc.ClientStream, first *frame) {
 // passRequest passes a message of the caller on, which no longer counts against the limits then.
 func (c *call) passRequest(out grpc.ClientStream, f frame) error {
 	err := out.SendMsg(f)
-	c.unpassed.Add(-f.size())
-	c.server.admission.countBytes(c.conn, -int(f.size()), 0)
+	c.server.admission.countPassed(c.admitted, f.size())
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,8 +16,6 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/usherproxy/usher/internal/guard"
 )
 
 // errWatchServers refuses a call that would lead consul-dataplane past Usher: it replaces the addresses that
@@ -48,14 +47,14 @@ const callsPerConsulConn = 1024
 
 // consulConns are the connections to Consul's gRPC port: one, and more once there were more calls.
 type consulConns struct {
-	dial    func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
-	log     *slog.Logger
-	dialing singleflight.Group
-	failing atomic.Bool // the latest call did not reach Consul
+	dial       func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
+	log        *slog.Logger
+	background *background
+	dialing    singleflight.Group
+	failing    atomic.Bool // the latest call did not reach Consul
 
-	mu     sync.Mutex
-	conns  []*consulConn
-	closed bool
+	mu    sync.Mutex
+	conns []*consulConn
 }
 
 // consulConn is one of them.
@@ -63,6 +62,8 @@ type consulConn struct {
 	*grpc.ClientConn
 	calls atomic.Int32
 }
+
+func (c *consulConn) hasRoom() bool { return c.calls.Load() < callsPerConsulConn }
 
 // dialOptions connect to every address of Consul's gRPC port, and give each call to another one. So the discovery streams
 // spread over Consul's servers, and a stream that an overloaded server ends comes to another one.
@@ -87,16 +88,8 @@ func (c *consulConns) get(ctx context.Context) (conn *grpc.ClientConn, release f
 		if conn := c.free(); conn != nil {
 			return conn.ClientConn, func() { conn.calls.Add(-1) }, nil
 		}
-		attempt := c.dialing.DoChan("", func() (any, error) {
-			return nil, guard.Run(c.log, "dataplane", func() error { return c.open(context.WithoutCancel(ctx)) })
-		})
-		select {
-		case r := <-attempt:
-			if r.Err != nil {
-				return nil, nil, r.Err
-			}
-		case <-ctx.Done():
-			return nil, nil, context.Cause(ctx)
+		if _, err := share(ctx, c.background, &c.dialing, "", c.open); err != nil {
+			return nil, nil, err
 		}
 	}
 }
@@ -105,36 +98,38 @@ func (c *consulConns) get(ctx context.Context) (conn *grpc.ClientConn, release f
 func (c *consulConns) free() *consulConn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, conn := range c.conns {
-		if conn.calls.Load() < callsPerConsulConn {
-			conn.calls.Add(1)
-			return conn
-		}
+	i := slices.IndexFunc(c.conns, (*consulConn).hasRoom)
+	if i < 0 {
+		return nil
 	}
-	return nil
+	c.conns[i].calls.Add(1)
+	return c.conns[i]
 }
 
-func (c *consulConns) open(ctx context.Context) error {
+// open adds a connection, unless an attempt that has just ended did.
+func (c *consulConns) open(ctx context.Context) (_ struct{}, err error) {
+	c.mu.Lock()
+	added := slices.ContainsFunc(c.conns, (*consulConn).hasRoom)
+	c.mu.Unlock()
+	if added {
+		return struct{}{}, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	conn, err := c.dial(ctx, dialOptions()...)
 	if err != nil {
-		return err
+		return struct{}{}, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
-		conn.Close()
-		return errShuttingDown
-	}
 	c.conns = append(c.conns, &consulConn{ClientConn: conn})
-	return nil
+	return struct{}{}, nil
 }
 
+// close closes the connections, after the last open.
 func (c *consulConns) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closed = true
 	for _, conn := range c.conns {
 		conn.Close()
 	}

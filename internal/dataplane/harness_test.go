@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/usherproxy/usher/xds"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // harness is a server between a client and a fake Consul, all in memory, with a real xds.Server.
 type harness struct {
@@ -96,7 +99,7 @@ func newHarness(t *testing.T, handle grpc.StreamHandler, o xds.Options) *harness
 	consulPort := bufconn.Listen(1 << 20)
 	h.server = NewServer(Options{
 		XDS: h.xds, KindOf: h.catalog.kindOf, MetadataKeys: []string{"node_name"}, Logger: log, Metrics: NewMetrics(h.metrics),
-		BootstrapTemplate: ushersTemplate,
+		BootstrapTemplate: ushersTemplate, Reports: o.Reports,
 		DialConsul: func(_ context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 			return grpc.NewClient("passthrough:///consul", append(options, inMemory(consulPort)...)...)
 		},

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"strings"
-	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -16,7 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/inflight"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -26,6 +24,9 @@ const (
 	// gatewayTime is how long a gateway stays one although the catalog no longer has it: its pods may be replaced, and an
 	// Envoy that comes back meanwhile must not get Consul's own configuration.
 	gatewayTime = 10 * time.Minute
+	// otherTime is how long another proxy stays one while there is no answer. It may be registered as a gateway meanwhile,
+	// and Consul would serve it without what Usher adds.
+	otherTime = 10 * time.Minute
 
 	askTime      = 5 * time.Second // bounds a question
 	askAgainTime = 2 * time.Second // the same, if an earlier answer can be used
@@ -52,11 +53,11 @@ const (
 
 // kinds remembers which nodes are ingress gateways. It uses an old answer while there is no new one.
 type kinds struct {
-	ask       func(ctx context.Context, n xds.Node) (Kind, error)
-	log       *slog.Logger
-	logLimit  *rate.Limiter
-	questions singleflight.Group
-	places    *places
+	ask        func(ctx context.Context, n xds.Node) (Kind, error)
+	logLimit   *rate.Limiter
+	background *background
+	questions  singleflight.Group
+	limit      *inflight.CallerLimit[netip.Prefix]
 	// gateways has when the catalog last had a service as an ingress gateway. nodes has the last answers about nodes that
 	// are registered, so that callers that invent names displace none.
 	gateways *lru.Cache[string, time.Time]
@@ -70,9 +71,10 @@ type nodeKind struct {
 	at      time.Time
 }
 
-func newKinds(ask func(ctx context.Context, n xds.Node) (Kind, error), log *slog.Logger) *kinds {
+func newKinds(ask func(ctx context.Context, n xds.Node) (Kind, error), b *background) *kinds {
 	k := &kinds{
-		ask: ask, log: log, logLimit: rate.NewLimiter(rate.Every(10*time.Second), 3), places: newPlaces(maxQuestions, maxQuestionsPerPeer),
+		ask: ask, background: b, logLimit: rate.NewLimiter(rate.Every(10*time.Second), 3),
+		limit: inflight.NewCallerLimit[netip.Prefix](maxQuestions, maxQuestionsPerPeer),
 	}
 	k.gateways, _ = lru.New[string, time.Time](maxGateways) // New fails only for sizes below 1
 	k.nodes, _ = lru.New[string, nodeKind](maxNodes)
@@ -89,8 +91,9 @@ func keyOf(n xds.Node, name ...string) string {
 func (k *kinds) isGateway(ctx context.Context, peer netip.Prefix, n xds.Node) (bool, error) {
 	key, service := keyOf(n, n.ID, n.Metadata["node_name"]), keyOf(n, n.Cluster)
 	last, isKnown := k.nodes.Get(key)
-	isKnown = isKnown && (last.kind == Other || last.cluster == n.Cluster)
-	if isKnown && time.Since(last.at) < kindTime {
+	age := time.Since(last.at)
+	isKnown = isKnown && (last.kind == Gateway && last.cluster == n.Cluster || last.kind == Other && age < otherTime)
+	if isKnown && age < kindTime {
 		return last.kind == Gateway, nil
 	}
 	wasGateway := k.gateways.Contains(service)
@@ -98,33 +101,31 @@ func (k *kinds) isGateway(ctx context.Context, peer netip.Prefix, n xds.Node) (b
 	if isKnown || wasGateway {
 		timeout = askAgainTime
 	}
-	answer := k.questions.DoChan(peer.String()+keyOf(n, n.ID, n.Metadata["node_name"], n.Cluster), func() (kind any, err error) {
-		err = guard.Run(k.log, "dataplane", func() error { // singleflight would end the process
-			kind, err = k.question(context.WithoutCancel(ctx), timeout, peer, n)
-			return err
-		})
-		return kind, err
+	question := peer.String() + keyOf(n, n.ID, n.Metadata["node_name"], n.Cluster)
+	kind, err := share(ctx, k.background, &k.questions, question, func(ctx context.Context) (Kind, error) {
+		return k.question(ctx, timeout, peer, n)
 	})
-	select {
-	case <-ctx.Done():
-		return false, status.FromContextError(ctx.Err()).Err()
-	case r := <-answer:
-		kind, _ := r.Val.(Kind)
-		switch {
-		case r.Err != nil && isKnown:
-			return last.kind == Gateway, k.withoutAnswer(n, r.Err, true)
-		case r.Err != nil:
-			return wasGateway, k.withoutAnswer(n, r.Err, wasGateway)
-		}
+	switch {
+	case err == nil:
 		return k.remember(kind, key, service, n)
+	case ctx.Err() != nil:
+		return false, status.FromContextError(ctx.Err()).Err()
+	case status.Code(err) == codes.InvalidArgument: // an answer: the node is not what it was
+		if last.kind == Other {
+			k.nodes.Remove(key)
+		}
+		return false, err
+	case isKnown:
+		return last.kind == Gateway, k.withoutAnswer(n, err, true)
 	}
+	return wasGateway, k.withoutAnswer(n, err, wasGateway)
 }
 
 func (k *kinds) question(ctx context.Context, timeout time.Duration, peer netip.Prefix, n xds.Node) (Kind, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
 	defer cancel()
-	release, ok := k.places.enter(ctx, peer)
-	if !ok {
+	release, err := k.limit.Acquire(ctx, peer)
+	if err != nil {
 		return NotRegistered, errors.New("too many questions about other proxies wait for consul")
 	}
 	defer release()
@@ -160,11 +161,8 @@ func (k *kinds) remember(kind Kind, key, service string, n xds.Node) (bool, erro
 
 // withoutAnswer returns nil if an earlier answer can be used.
 func (k *kinds) withoutAnswer(n xds.Node, err error, remembered bool) error {
-	if status.Code(err) == codes.InvalidArgument {
-		return err
-	}
 	if k.logLimit.Allow() {
-		k.log.Warn("cannot find out whether an Envoy of consul-dataplane belongs to an ingress gateway",
+		k.background.log.Warn("cannot find out whether an Envoy of consul-dataplane belongs to an ingress gateway",
 			"service", n.Cluster, "envoy", n.ID, "remembered", remembered, "error", err)
 	}
 	if remembered {
@@ -172,52 +170,4 @@ func (k *kinds) withoutAnswer(n xds.Node, err error, remembered bool) error {
 	}
 	return status.Errorf(codes.Unavailable,
 		"usher cannot find out whether the service %q is an ingress gateway, see its log; consul-dataplane tries again by itself", n.Cluster)
-}
-
-// places bounds the questions that run at the same time, and those for callers of one peer: one peer cannot delay another.
-type places struct {
-	all     chan struct{}
-	perPeer int
-
-	mu    sync.Mutex
-	peers map[netip.Prefix]*peerPlaces
-}
-
-type peerPlaces struct {
-	places chan struct{}
-	users  int // that have a place or wait for one
-}
-
-func newPlaces(all, perPeer int) *places {
-	return &places{all: make(chan struct{}, all), perPeer: perPeer, peers: map[netip.Prefix]*peerPlaces{}}
-}
-
-// enter waits for a place until ctx ends. It reports whether there is one, until release.
-func (p *places) enter(ctx context.Context, peer netip.Prefix) (release func(), ok bool) {
-	p.mu.Lock()
-	own := p.peers[peer]
-	if own == nil {
-		own = &peerPlaces{places: make(chan struct{}, p.perPeer)}
-		p.peers[peer] = own
-	}
-	own.users++
-	p.mu.Unlock()
-	release = func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if own.users--; own.users == 0 {
-			delete(p.peers, peer)
-		}
-	}
-	for _, places := range []chan struct{}{own.places, p.all} {
-		select {
-		case places <- struct{}{}:
-			before := release
-			release = func() { <-places; before() }
-		case <-ctx.Done():
-			release()
-			return nil, false
-		}
-	}
-	return release, true
 }

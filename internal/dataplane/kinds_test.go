@@ -75,7 +75,7 @@ func testKinds(t *testing.T, f func(t kindsTest)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		c := &fakeCatalog{}
-		f(kindsTest{t, c, newKinds(c.kindOf, slog.New(slog.DiscardHandler))})
+		f(kindsTest{t, c, newKinds(c.kindOf, newBackground(slog.New(slog.DiscardHandler)))})
 	})
 }
 
@@ -127,10 +127,41 @@ func TestKindsStayKnownWhileConsulDoesNotAnswer(t *testing.T) {
 		t.want("edge", true)
 		t.want("web", false)
 		t.catalog.set(errNoConsul)
-		time.Sleep(24 * time.Hour)
+		time.Sleep(otherTime - time.Second)
 		t.want("edge", true)
 		t.want("web", false)
 		t.wantUnknown("new")
+		time.Sleep(24 * time.Hour)
+		t.want("edge", true)
+	})
+}
+
+// Another proxy may be registered as a gateway while Consul does not answer.
+func TestAnotherProxyStaysOneForAWhile(t *testing.T) {
+	testKinds(t, func(t kindsTest) {
+		t.catalog.set(nil)
+		t.want("web", false)
+		t.catalog.set(errNoConsul)
+		time.Sleep(otherTime)
+		t.wantUnknown("web")
+		t.catalog.set(nil)
+		t.want("web", false)
+	})
+}
+
+// An answer that refuses a node is an answer: Consul must not serve it later, while there is none.
+func TestAnotherProxyThatIsRefusedIsForgotten(t *testing.T) {
+	testKinds(t, func(t kindsTest) {
+		t.catalog.set(nil)
+		t.want("web", false)
+		time.Sleep(kindTime)
+		t.catalog.set(status.Error(codes.InvalidArgument, "it is registered as an ingress gateway, and not as one of web"))
+		_, err := t.kinds.isGateway(t.Context(), testPeer, xds.Node{ID: "web-1", Cluster: "web"})
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%v, want InvalidArgument", err)
+		}
+		t.catalog.set(errNoConsul)
+		t.wantUnknown("web")
 	})
 }
 
@@ -215,7 +246,7 @@ func TestAMissingRegistrationIsNotRemembered(t *testing.T) {
 }
 
 func TestAPanicInAQuestionIsNoAnswer(t *testing.T) {
-	k := newKinds(func(context.Context, xds.Node) (Kind, error) { panic("a damaged answer") }, slog.New(slog.DiscardHandler))
+	k := newKinds(func(context.Context, xds.Node) (Kind, error) { panic("a damaged answer") }, newBackground(slog.New(slog.DiscardHandler)))
 	if is, err := k.isGateway(t.Context(), testPeer, xds.Node{ID: "edge-1", Cluster: "edge"}); err == nil || is {
 		t.Errorf("got %v, %v; want an error", is, err)
 	}
@@ -258,9 +289,6 @@ func TestOnlyAFewQuestionsRunAtTheSameTime(t *testing.T) {
 			t.Errorf("asked %d questions, want %d", n, maxQuestions)
 		}
 		callers.Wait()
-		if n := len(t.kinds.places.peers); n != 0 {
-			t.Errorf("%d peers are remembered, want none", n)
-		}
 	})
 }
 

@@ -43,7 +43,7 @@ type admission struct {
 	connections []*connection
 	peers       map[netip.Prefix]*peerState
 	calls       list.List // of *admittedCall, oldest first
-	bytes       int       // that messages of callers need that have arrived and are not passed on yet
+	bytes       int       // the cost of all connections
 }
 
 const (
@@ -62,7 +62,7 @@ const (
 type peerState struct {
 	connections, calls           int
 	unprovenConns, unprovenCalls int // of them
-	bytes                        int // as of the admission
+	bytes                        int // the cost of its connections
 }
 
 // admittedCall is a call that counts against the limits.
@@ -70,6 +70,9 @@ type admittedCall struct {
 	conn    *connection
 	end     func(error) // ends the call without blocking
 	element *list.Element
+	users   int // goroutines that may have a message of it: its handler, and those that the handler started
+	// unpassed are the bytes of the messages that were read, and not passed on.
+	unpassed int
 }
 
 // connection is an accepted connection.
@@ -81,12 +84,14 @@ type connection struct {
 	proven    bool
 	closed    bool
 	calls     int // open ones
-	bytes     int // of messages that are not passed on yet
+	users     int // of its calls
+	unread    int // bytes that have arrived, and were not read
 	frames    int // in which they came
+	unpassed  int // of its calls
 }
 
-// cost is the memory of messages that are not passed on yet.
-func (c *connection) cost() int { return c.bytes + frameCost*c.frames }
+// cost is the memory of messages that have arrived, and are not passed on yet.
+func (c *connection) cost() int { return c.unread + frameCost*c.frames + c.unpassed }
 
 func newAdmission(l Limits, m *Metrics) *admission {
 	l = Limits{
@@ -178,7 +183,7 @@ func (a *admission) remove(c *connection) {
 		return
 	}
 	a.connections = slices.Delete(a.connections, i, i+1)
-	a.adjust(c, -c.bytes, 0)
+	a.change(c, func() { c.unread, c.frames, c.unpassed = 0, 0, 0 })
 	c.closed = true
 	a.metrics.connections.Set(float64(len(a.connections)))
 	c.peer.connections--
@@ -195,7 +200,7 @@ func (a *admission) forget(c *connection) {
 	}
 }
 
-// openCall admits a call. end is called to replace it. An error is a status.
+// openCall admits a call with one user. end is called to replace it. An error is a status.
 func (a *admission) openCall(c *connection, end func(error)) (*admittedCall, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -221,8 +226,9 @@ func (a *admission) openCall(c *connection, end func(error)) (*admittedCall, err
 		}
 		break
 	}
-	call := &admittedCall{conn: c, end: end}
+	call := &admittedCall{conn: c, end: end, users: 1}
 	call.element = a.calls.PushBack(call)
+	c.users++
 	c.calls++
 	c.peer.calls++
 	if !c.proven {
@@ -272,16 +278,46 @@ func (a *admission) dropCall(call *admittedCall) {
 	}
 }
 
+// closeCall ends a call's count against the limits, and the use of it by its handler.
 func (a *admission) closeCall(call *admittedCall) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.dropCall(call)
 	c := call.conn
 	if i := slices.Index(a.connections, c); i >= 0 && c.calls == 0 { // it is idle from now on
-		a.adjust(c, -c.bytes, 0) // ended calls leave messages that are never read
 		a.connections = append(slices.Delete(a.connections, i, i+1), c)
 	}
+	a.removeUser(call)
 	a.forget(c)
+}
+
+// addUser adds a user to a call that has one. Its end calls leave.
+func (a *admission) addUser(call *admittedCall) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	call.users++
+	call.conn.users++
+}
+
+func (a *admission) leave(call *admittedCall) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.removeUser(call)
+}
+
+// removeUser removes a user of a call. Messages that nothing can pass on any more do not count. mu is locked.
+func (a *admission) removeUser(call *admittedCall) {
+	c := call.conn
+	call.users--
+	c.users--
+	a.change(c, func() {
+		if call.users == 0 {
+			c.unpassed -= call.unpassed
+		}
+		if c.users == 0 { // ended calls leave messages that are never read
+			c.unread, c.frames = 0, 0
+		}
+	})
 }
 
 // markProven records that a call was answered that needs a token.
@@ -298,14 +334,14 @@ func (a *admission) markProven(c *connection) {
 	}
 }
 
-// countBytes counts bytes of messages that have arrived, and the frames in which they came; those that are passed on, as a
-// negative number of bytes.
-func (a *admission) countBytes(c *connection, bytes, frames int) {
+// countArrived counts bytes of messages that have arrived, and the frames in which they came.
+func (a *admission) countArrived(c *connection, bytes, frames int) {
 	a.mu.Lock()
+	a.change(c, func() {
+		c.unread += bytes
+		c.frames += frames
+	})
 	var largest *connection
-	if !c.closed {
-		a.adjust(c, bytes, frames)
-	}
 	if a.bytes > maxMessages {
 		largest = slices.MaxFunc(a.connections, func(x, y *connection) int {
 			return cmp.Or(cmp.Compare(x.peer.bytes, y.peer.bytes), cmp.Compare(x.cost(), y.cost()))
@@ -319,16 +355,40 @@ func (a *admission) countBytes(c *connection, bytes, frames int) {
 	}
 }
 
-// adjust adds to a connection's bytes and frames. mu is locked.
-func (a *admission) adjust(c *connection, bytes, frames int) {
-	before, had := c.cost(), c.bytes
-	c.bytes = max(0, c.bytes+bytes)
-	c.frames += frames
-	if c.bytes < had { // the frames go with their bytes
-		c.frames = c.frames * c.bytes / had
+// countRead counts bytes of a message that a user of the call has read.
+func (a *admission) countRead(call *admittedCall, bytes int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := call.conn
+	a.change(c, func() {
+		had := c.unread
+		c.unread = max(0, had-bytes) // they may have arrived before the connection's last call ended
+		c.frames = c.frames * c.unread / max(1, had)
+		call.unpassed += bytes
+		c.unpassed += bytes
+	})
+}
+
+// countPassed counts bytes of a message that a user of the call has passed on.
+func (a *admission) countPassed(call *admittedCall, bytes int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.change(call.conn, func() {
+		call.unpassed -= bytes
+		call.conn.unpassed -= bytes
+	})
+}
+
+// change changes the cost of a connection, unless it is closed. mu is locked.
+func (a *admission) change(c *connection, change func()) {
+	if c.closed {
+		return
 	}
+	before := c.cost()
+	change()
 	c.peer.bytes += c.cost() - before
 	a.bytes += c.cost() - before
+	a.metrics.bytes.Set(float64(a.bytes))
 }
 
 // close admits nothing any more, and closes the connections without a call.
@@ -391,7 +451,7 @@ func (c connCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Au
 		return nil, nil, err
 	}
 	conn := raw.(*connection)
-	counted := requestbytes.NewConn(decrypted, func(data, frames int) { conn.admission.countBytes(conn, data, frames) })
+	counted := requestbytes.NewConn(decrypted, func(data, frames int) { conn.admission.countArrived(conn, data, frames) })
 	return counted, authInfo{info, conn}, nil
 }
 

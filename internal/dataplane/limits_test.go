@@ -1,11 +1,21 @@
 package dataplane
 
 import (
+	"cmp"
+	"context"
+	"io"
+	"math/rand/v2"
 	"net"
+	"runtime"
 	"strconv"
+	"sync"
 	"testing"
+	"testing/synctest"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 )
 
@@ -124,17 +134,22 @@ func TestTheConnectionWithMostUnhandledBytesIsClosed(t *testing.T) {
 	if admitted, _ := a.add(large); !admitted {
 		t.Fatal("the connection is refused")
 	}
-	a.countBytes(small, 100, 0)
-	a.countBytes(large, maxMessages-100, 0)
+	call := openCall(t, a, small)
+	a.countArrived(small, 100, 0)
+	a.countArrived(large, maxMessages-100, 0)
 	if n := len(a.connections); n != 2 {
 		t.Fatalf("%d connections at the limit, want 2", n)
 	}
-	a.countBytes(small, 1, 0)
+	a.countArrived(small, 1, 0)
 	if _, err := client.Read(make([]byte, 1)); err == nil || len(a.connections) != 1 || a.connections[0] != small {
 		t.Errorf("the connection with most bytes is open: %v", err)
 	}
-	a.countBytes(large, 100, 1) // it may still be read
-	a.countBytes(small, -101, 0)
+	a.countArrived(large, 100, 1) // it may still be read
+	a.countRead(call, 101)
+	if a.bytes != 101 {
+		t.Errorf("%d bytes counted before the message is passed on, want 101", a.bytes)
+	}
+	a.countPassed(call, 101)
 	if a.bytes != 0 {
 		t.Errorf("%d bytes counted, want 0", a.bytes)
 	}
@@ -145,19 +160,19 @@ func TestTinyFramesCountAsWhatTheyCost(t *testing.T) {
 	a := newAdmission(Limits{}, NewMetrics(nil))
 	c, client := connectFrom(t, a, "192.0.2.1")
 	a.add(c)
-	a.countBytes(c, maxMessages/(frameCost+1), maxMessages/(frameCost+1))
+	a.countArrived(c, maxMessages/(frameCost+1), maxMessages/(frameCost+1))
 	if n := len(a.connections); n != 1 {
 		t.Fatalf("%d connections at the limit, want 1", n)
 	}
-	a.countBytes(c, frameCost, 1)
+	a.countArrived(c, frameCost, 1)
 	if _, err := client.Read(make([]byte, 1)); err == nil || a.bytes != 0 {
 		t.Errorf("the connection is open: %v, and %d bytes are counted", err, a.bytes)
 	}
 	other, _ := add(t, a, "192.0.2.2")
-	a.countBytes(other, 10, 10)
-	a.countBytes(other, -10, 0)
-	if a.bytes != 0 || other.frames != 0 {
-		t.Errorf("%d bytes and %d frames counted after everything is passed on", a.bytes, other.frames)
+	a.countArrived(other, 10, 10)
+	a.countRead(openCall(t, a, other), 10)
+	if a.bytes != 10 {
+		t.Errorf("%d bytes counted for a message of 10 bytes", a.bytes)
 	}
 }
 
@@ -165,24 +180,117 @@ func TestTinyFramesCountAsWhatTheyCost(t *testing.T) {
 func TestFramesGoWithTheirBytes(t *testing.T) {
 	a := newAdmission(Limits{}, NewMetrics(nil))
 	c, _ := add(t, a, "192.0.2.1")
-	a.countBytes(c, 10, 1)
+	call := openCall(t, a, c)
+	a.countArrived(c, 10, 1)
 	for range 1000 {
-		a.countBytes(c, 100, 1)
-		a.countBytes(c, -100, 0)
+		a.countArrived(c, 100, 1)
+		a.countRead(call, 100)
+		a.countPassed(call, 100)
 	}
 	if c.cost() > 10+frameCost {
 		t.Errorf("a connection with 10 bytes in a frame counts as %d bytes", c.cost())
 	}
 }
 
+// What ended calls leave unread goes with the last goroutine that may read it.
+func TestAnIdleConnectionHasNoUnreadBytes(t *testing.T) {
+	a := newAdmission(Limits{}, NewMetrics(nil))
+	c, _ := add(t, a, "192.0.2.1")
+	call := openCall(t, a, c)
+	a.addUser(call)
+	a.countArrived(c, 100, 1)
+	a.closeCall(call)
+	if a.bytes != 100+frameCost {
+		t.Errorf("%d bytes counted while the call is read, want %d", a.bytes, 100+frameCost)
+	}
+	a.countRead(call, 30)
+	if a.bytes != 100 { // and no frame
+		t.Errorf("%d bytes counted after a message is read, want 100", a.bytes)
+	}
+	a.leave(call)
+	if a.bytes != 0 || c.peer.bytes != 0 {
+		t.Errorf("%d bytes counted on an idle connection, %d of its peer", a.bytes, c.peer.bytes)
+	}
+}
+
+// messageStream is a call's stream that has messages until its context ends. A message counts as arrived when it is read.
+type messageStream struct {
+	grpc.ServerStream
+	ctx  context.Context
+	conn *connection
+	left int // then it has no more
+}
+
+func (s *messageStream) Context() context.Context { return s.ctx }
+
+func (s *messageStream) RecvMsg(into any) error {
+	if s.left--; s.left < 0 || s.ctx.Err() != nil {
+		return cmp.Or(s.ctx.Err(), io.EOF)
+	}
+	f := frame(make([]byte, rand.N(100)))
+	s.conn.admission.countArrived(s.conn, f.size(), 1)
+	*into.(*frame) = f
+	return nil
+}
+
+func (s *messageStream) SendMsg(any) error            { return s.ctx.Err() }
+func (s *messageStream) SendHeader(metadata.MD) error { return nil }
+func (s *messageStream) SetTrailer(metadata.MD)       {}
+
+// Each of a call's goroutines may be the last one with a message of it, and what it has must neither be subtracted twice nor
+// stay. Another call is open, so that the connection's count does not begin at zero again.
+func TestCallsThatEndAtAnyMomentLeaveNoBytes(t *testing.T) {
+	consul := func(_ any, stream grpc.ServerStream) error {
+		for range rand.N(20) {
+			if err := stream.RecvMsg(new(frame)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	inBubble(t, consul, func(t *testing.T, h *harness) {
+		a := h.server.admission
+		conn, _ := add(t, a, "192.0.2.1")
+		openCall(t, a, conn)
+		var calls sync.WaitGroup
+		for range 500 {
+			ctx, cancel := context.WithCancel(peer.NewContext(t.Context(), &peer.Peer{AuthInfo: authInfo{conn: conn}}))
+			c, err := h.server.newCall(&messageStream{ctx: ctx, conn: conn, left: rand.N(40)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.method = "/example.Service/Method"
+			calls.Go(func() {
+				_ = h.server.passToConsul(c, nil)
+				c.close()
+			})
+			calls.Go(func() {
+				for range rand.N(200) {
+					runtime.Gosched()
+				}
+				if rand.N(2) == 0 {
+					c.end(errShuttingDown)
+				}
+				cancel()
+			})
+		}
+		calls.Wait()
+		synctest.Wait()
+		if a.bytes != 0 || conn.cost() != 0 {
+			t.Errorf("%d bytes are counted, %d of them on the connection: %d not read, %d not passed on, %d frames",
+				a.bytes, conn.cost(), conn.unread, conn.unpassed, conn.frames)
+		}
+	})
+}
+
 // Many connections with a little each must not make Usher close that of a caller with one large message.
 func TestTheLimitOfBytesHitsThePeerWithMost(t *testing.T) {
 	a := newAdmission(Limits{}, NewMetrics(nil))
 	honest, _ := add(t, a, "192.0.2.1")
-	a.countBytes(honest, maxMessage/2, 1)
+	a.countArrived(honest, maxMessage/2, 1)
 	for range 10 {
 		attacker, _ := add(t, a, "192.0.2.2")
-		a.countBytes(attacker, maxMessages/10, 1)
+		a.countArrived(attacker, maxMessages/10, 1)
 	}
 	if honest.closed || len(a.connections) >= 11 {
 		t.Errorf("the honest connection is closed: %v; %d connections are open", honest.closed, len(a.connections))

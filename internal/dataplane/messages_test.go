@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/usherproxy/usher/internal/testing/messages"
@@ -38,6 +39,9 @@ func TestMessages(t *testing.T) {
 		long := h.connect(conn, strings.Repeat("x", 513))
 		long.Subscribe(xds.Cluster.URL())
 		add(t, long.End())
+		twice := h.open(t.Context(), conn, adsMethod)
+		_ = twice.SendMsg(frame("\x0a\x00\x0a\x00")) // two nodes
+		add(t, twice.RecvMsg(new(frame)))
 
 		h.catalog.set(errNoConsul)
 		unknown := h.connect(conn, "web")
@@ -50,17 +54,24 @@ func TestMessages(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		c := &fakeCatalog{delay: time.Hour}
-		k := newKinds(c.kindOf, nil)
+		k := newKinds(c.kindOf, newBackground(nil))
 		_, err := k.question(t.Context(), askTime, testPeer, xds.Node{})
 		add(t, err)
 		for range maxQuestionsPerPeer {
-			k.places.enter(t.Context(), testPeer)
+			if _, err := k.limit.Acquire(t.Context(), testPeer); err != nil {
+				t.Fatal(err)
+			}
 		}
 		_, err = k.question(t.Context(), askTime, testPeer, xds.Node{})
 		add(t, err)
 		_, err = k.remember(NotRegistered, "", "", xds.Node{ID: "web-1", Metadata: map[string]string{"node_name": "n1"}})
 		add(t, err)
-		add(t, errAmbiguous)
+	})
+	inBubble(t, silentConsul, func(t *testing.T, h *harness) {
+		proxy := h.watchedStream(h.dial())
+		h.catalog.set(nil, "web")
+		time.Sleep(recheckTime)
+		add(t, proxy.End())
 	})
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t, flood, xds.Options{})
@@ -72,7 +83,25 @@ func TestMessages(t *testing.T) {
 		}
 		add(t, err)
 	})
+	add(t, sendReports(t, 0))
+	add(t, sendReports(t, 2))
+	add(t, sendReport(t, newHarness(t, silentConsul, xds.Options{}).dial(), "right"))
 	// These have no other cause than a bug.
 	lines = append(lines, "the connection to usher's xDS server: …", "internal error in usher; its log has the stack")
 	messages.Check(t, lines, "errors.New", "fmt.Errorf", "fmt.Sprintf", "status.Error", "status.Errorf")
+}
+
+// sendReports ends a call for a report with another number of messages than one.
+func sendReports(t *testing.T, messages int) error {
+	t.Helper()
+	h := newHarness(t, silentConsul, xds.Options{Reports: &reports{}})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-envoy-original-path", xds.ReportMethod, "proof", "right")
+	call := h.open(ctx, h.dial(), adsMethod)
+	for range messages {
+		if err := call.SendMsg(frame{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = call.CloseSend()
+	return call.RecvMsg(new(frame))
 }

@@ -9,7 +9,7 @@ import (
 type Metrics struct {
 	calls, streams, limited *prometheus.CounterVec
 	openStreams             *prometheus.GaugeVec
-	connections             prometheus.Gauge
+	connections, bytes      prometheus.Gauge
 }
 
 // NewMetrics registers the metrics, unless r is nil. Every series exists from the start, with the value zero.
@@ -25,7 +25,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		calls: counter("usher_dataplane_calls_total",
 			"Calls of consul-dataplane that were passed on to Consul, by outcome: ok, error (Consul's answer), unreachable, "+
-				"canceled (by the caller, or at the end of Usher), refused (by Usher) or limited.",
+				"canceled (by the caller, or by Usher while it was open), refused (by Usher) or limited.",
 			"outcome", "ok", "error", "unreachable", "canceled", "refused", "limited"),
 		streams: counter("usher_dataplane_ads_streams_total",
 			"Discovery streams of consul-dataplane by who answers them: usher (ingress gateways) or consul. "+
@@ -40,6 +40,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			"unproven_calls", "unproven_calls_per_peer", "message_bytes", "send_time"),
 		connections: f.NewGauge(prometheus.GaugeOpts{
 			Name: "usher_dataplane_connections", Help: "Open connections of consul-dataplane.",
+		}),
+		bytes: f.NewGauge(prometheus.GaugeOpts{
+			Name: "usher_dataplane_message_bytes",
+			Help: "Bytes of messages of consul-dataplane that have arrived and are not passed on yet.",
 		}),
 	}
 	for _, destination := range []string{"usher", "consul"} {

@@ -42,6 +42,7 @@ type Options struct {
 	Logger      *slog.Logger
 	Credentials credentials.TransportCredentials // nil means plain text
 	Metrics     *Metrics                         // may be nil
+	Reports     xds.Reports                      // nil: Envoys report nothing
 	Limits      Limits
 }
 
@@ -55,8 +56,8 @@ type Server struct {
 	consul    *consulConns
 	kinds     *kinds
 	handover  *handover
-	// background are the goroutines that outlive a call's handler: gRPC releases them when it has returned.
-	background sync.WaitGroup
+
+	background *background
 
 	mu       sync.Mutex
 	draining bool
@@ -73,8 +74,9 @@ func NewServer(o Options) *Server {
 		options: o, log: o.Logger.With("part", "dataplane"), metrics: o.Metrics,
 		admission: newAdmission(o.Limits, o.Metrics), handover: newHandover(), streams: map[*call]struct{}{},
 	}
-	s.consul = &consulConns{dial: o.DialConsul, log: s.log}
-	s.kinds = newKinds(o.KindOf, s.log)
+	s.background = newBackground(s.log)
+	s.consul = &consulConns{dial: o.DialConsul, log: s.log, background: s.background}
+	s.kinds = newKinds(o.KindOf, s.background)
 	s.grpc = grpc.NewServer(serverOptions(o.Credentials, s.handle)...)
 	return s
 }
@@ -128,6 +130,7 @@ func (s *Server) Stop() {
 	s.admission.close() // gRPC waits for handshakes, and a client may never finish one
 	s.grpc.Stop()
 	s.handover.Close()
+	s.background.stop(errShuttingDown)
 	s.background.Wait()
 	s.consul.close()
 }
@@ -196,6 +199,9 @@ func (s *Server) serve(c *call) error {
 	case watchServersMethod:
 		return s.refuse(errWatchServers)
 	case adsMethod:
+		if c.isReport() {
+			return s.receiveReport(c)
+		}
 		return s.serveADS(c)
 	case featuresMethod:
 		return s.passToConsul(c, withoutWatchServers)

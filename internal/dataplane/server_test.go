@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -272,6 +274,107 @@ func TestStreamsOfGatewaysAndOfOthersAreSeparated(t *testing.T) {
 	})
 }
 
+// silentConsul answers nothing until the caller is gone.
+func silentConsul(_ any, stream grpc.ServerStream) error {
+	<-stream.Context().Done()
+	return nil
+}
+
+// watchedStream opens the discovery stream of another proxy, which goes to Consul, a while before it returns.
+func (h *harness) watchedStream(conn *grpc.ClientConn) *fakeenvoy.Envoy {
+	h.Helper()
+	e := h.connect(conn, "web")
+	e.Subscribe(xds.Cluster.URL())
+	time.Sleep(10*recheckTime + rand.N(recheckTime))
+	synctest.Wait()
+	return e
+}
+
+// Consul would serve it without what Usher adds.
+func TestAStreamToConsulEndsWhenItsProxyBecomesAGateway(t *testing.T) {
+	inBubble(t, silentConsul, func(t *testing.T, h *harness) {
+		conn := h.dial()
+		e := h.watchedStream(conn)
+		h.catalog.set(nil, "web")
+		time.Sleep(recheckTime)
+		if err := e.ExpectEnd(codes.Unavailable); !strings.Contains(err.Error(), "is an ingress gateway now") {
+			t.Errorf("the stream ended with %v", err)
+		}
+		again := h.connect(conn, "web")
+		again.Subscribe(xds.Cluster.URL())
+		synctest.Wait()
+		for destination, want := range map[string]float64{"usher": 1, "consul": 0} {
+			if n := h.metric("usher_dataplane_ads_streams", destination); n != want {
+				t.Errorf("%v streams go to %s, want %v", n, destination, want)
+			}
+		}
+	})
+}
+
+func TestAStreamToConsulEndsWhenItsProxyIsAnotherGateway(t *testing.T) {
+	inBubble(t, silentConsul, func(t *testing.T, h *harness) {
+		e := h.watchedStream(h.dial())
+		h.catalog.set(status.Error(codes.InvalidArgument, "it is registered as an ingress gateway, and not as one of web"))
+		time.Sleep(recheckTime)
+		if err := e.ExpectEnd(codes.InvalidArgument); !strings.Contains(err.Error(), "not as one of web") {
+			t.Errorf("the stream ended with %v", err)
+		}
+	})
+}
+
+// A stream to Consul stays while its proxy is known as another one, while there is no answer, and while the catalog does not
+// have it. Usher asks once a minute.
+func TestAStreamToConsulStays(t *testing.T) {
+	inBubble(t, silentConsul, func(t *testing.T, h *harness) {
+		e := h.watchedStream(h.dial())
+		for _, becomes := range []func(){
+			func() {},
+			func() { h.catalog.set(errNoConsul) },
+			func() { h.catalog.set(nil); h.catalog.setAbsent(true) },
+		} {
+			becomes()
+			before := h.catalog.asked.Load()
+			time.Sleep(60 * recheckTime)
+			synctest.Wait()
+			if n := h.catalog.asked.Load() - before; n != 60 {
+				t.Errorf("%d questions in an hour, want 60", n)
+			}
+			if n := h.metric("usher_dataplane_ads_streams", "consul"); n != 1 {
+				t.Fatalf("%v streams go to Consul, want 1", n)
+			}
+		}
+		e.Disconnect()
+		synctest.Wait()
+		before := h.catalog.asked.Load()
+		time.Sleep(10 * recheckTime)
+		if n := h.catalog.asked.Load() - before; n != 0 {
+			t.Errorf("%d questions after the stream's end, want none", n)
+		}
+	})
+}
+
+// Streams that begin together do not ask together later.
+func TestQuestionsAboutOpenStreamsSpread(t *testing.T) {
+	inBubble(t, silentConsul, func(t *testing.T, h *harness) {
+		conn := h.dial()
+		const streams = 100
+		for i := range streams {
+			h.connect(conn, "web"+strconv.Itoa(i)).Subscribe(xds.Cluster.URL())
+		}
+		synctest.Wait()
+		most := int32(0)
+		for range recheckTime / time.Second {
+			before := h.catalog.asked.Load()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			most = max(most, h.catalog.asked.Load()-before)
+		}
+		if n := h.catalog.asked.Load(); n != 2*streams || most > streams/5 {
+			t.Errorf("%d questions for %d streams in the first minute, and up to %d in a second", n, streams, most)
+		}
+	})
+}
+
 // oneCluster returns a set with a cluster.
 func oneCluster(t *testing.T) *xds.Set {
 	t.Helper()
@@ -353,6 +456,41 @@ func TestADrainEndsDiscoveryStreamsAndWaitsForOtherCalls(t *testing.T) {
 			t.Errorf("the open call ended with %v", err)
 		}
 		<-drained
+	})
+}
+
+// Calls share the questions about kinds and about Consul's address. These end with the server, and no later, although no
+// call waits for them any more.
+func TestStopEndsWhatCallsShare(t *testing.T) {
+	inBubble(t, echo, func(t *testing.T, h *harness) {
+		asked, ended := make(chan struct{}), make(chan error, 2)
+		waitForEnd := func(ctx context.Context) error {
+			asked <- struct{}{}
+			<-ctx.Done()
+			ended <- context.Cause(ctx)
+			return ctx.Err()
+		}
+		h.server.kinds.ask = func(ctx context.Context, _ xds.Node) (Kind, error) { return NotRegistered, waitForEnd(ctx) }
+		h.server.consul.dial = func(ctx context.Context, _ ...grpc.DialOption) (*grpc.ClientConn, error) { return nil, waitForEnd(ctx) }
+		ctx, leave := context.WithCancel(t.Context())
+		for _, method := range []string{adsMethod, "/example.Service/Method"} {
+			if err := h.open(ctx, h.dial(), method).SendMsg(frame{}); err != nil {
+				t.Fatal(err)
+			}
+			<-asked
+		}
+		leave()
+		synctest.Wait()
+		begin := time.Now()
+		h.server.Stop()
+		if took := time.Since(begin); took > 0 || len(ended) != 2 {
+			t.Fatalf("after %v, %d questions of two have ended", took, len(ended))
+		}
+		for range 2 {
+			if err := <-ended; !errors.Is(err, errShuttingDown) {
+				t.Errorf("a question ended with %v", err)
+			}
+		}
 	})
 }
 
@@ -441,6 +579,10 @@ func TestCallsUseAsManyConnectionsAsTheyNeed(t *testing.T) {
 			}
 		}
 		synctest.Wait()
+		// A call may find no connection, and begin an attempt when that of others has just ended.
+		if _, err := h.server.consul.open(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		if n := h.consulConns(); n != 1 {
 			t.Errorf("%d connections to Consul for %d calls, want 1", n, maxCallsPerConnection)
 		}

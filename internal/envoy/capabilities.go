@@ -29,6 +29,8 @@ type Capabilities struct {
 	// LogOperators is the minor release whose log operators the Envoy has. Releases with the same operators have the
 	// same number.
 	LogOperators uint32
+	// MoreOperators: the Envoy may have operators that are not known here.
+	MoreOperators bool
 }
 
 // CapabilitiesOf returns what a release can do, by Envoy's version history
@@ -51,6 +53,8 @@ func CapabilitiesOf(v gateway.EnvoyVersion) Capabilities {
 		AddressMasks: v.AtLeast(1, 38),
 		LogRateLimit: v.AtLeast(1, 37),
 		LogOperators: newest(v, 40, 39, 38, 37, 36, 32, 22),
+
+		MoreOperators: v.AtLeast(1, 41),
 	}
 }
 
@@ -74,8 +78,8 @@ func survivesLocal(v gateway.EnvoyVersion) bool {
 	return fixed && v.Patch >= patch
 }
 
-// Requires is the error of a setting that needs a newer Envoy: why this one cannot do it, the release that can, and
+// Requires is the reason of a setting that needs a newer Envoy: why this one cannot do it, the release that can, and
 // what to use instead.
-func Requires(setting, why, release, instead string) error {
-	return fmt.Errorf("usher.%s: %s; this needs Envoy %s or later: upgrade Envoy, or %s", setting, why, release, instead)
+func Requires(why, release, instead string) string {
+	return fmt.Sprintf("%s; this needs Envoy %s or later: upgrade Envoy, or %s", why, release, instead)
 }

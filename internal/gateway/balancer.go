@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"time"
+
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
@@ -8,6 +10,11 @@ import (
 // KubernetesService names the Kubernetes Service in front of a gateway's instance, as consul-k8s registers it. The
 // zero value names none.
 type KubernetesService struct{ Namespace, Name string }
+
+// String returns what messages call it.
+func (s KubernetesService) String() string {
+	return "Kubernetes Service " + s.Namespace + "/" + s.Name
+}
 
 // Balancer is what follows for listeners from the settings of the load balancer in front of them. The zero value is
 // a load balancer whose settings are not known.
@@ -24,6 +31,13 @@ type Balancer struct {
 type PortState struct {
 	Mode         settings.Mode    // what the mode Auto stands for; "" while that is not known
 	ProxyVersion settings.Version // of the PROXY header that the load balancer sends; "" if none, or if not known
+	// OnlyTrusted means that the load balancer's settings switch no headers on, but it sends them. Then Mode, which is
+	// Permissive, is for listeners with trusted_cidrs only: they believe no others. All others are Off.
+	OnlyTrusted bool
+	// GraceEnd is until when Mode is Permissive because the load balancer is being switched; zero: it is not. Reason is what
+	// connections have shown where that decides Mode, else empty. Both are for people only.
+	GraceEnd time.Time
+	Reason   string
 }
 
 var (
@@ -57,7 +71,7 @@ func (s *Snapshot) HasAutoListener(in *Instance) bool {
 		return false
 	}
 	for _, l := range s.Entry.Listeners {
-		if resolved, known := s.resolve(in, l.Port); known && resolved.ProxyProtocol.Mode == settings.Auto {
+		if mode, _, known := s.ModeSetting(in, l.Port); known && mode == settings.Auto {
 			return true
 		}
 	}

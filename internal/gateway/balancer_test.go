@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/usherproxy/usher/internal/settings"
@@ -46,6 +47,29 @@ func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 				t.Errorf("the settings say permissive: mode %q, known %v", p.ProxyProtocol.Mode, known)
 			}
 		})
+	}
+}
+
+func TestUnexpectedHeadersAreBelievedOnlyFromTrustedAddresses(t *testing.T) {
+	s, in := behind("edge", map[KubernetesService]*Balancer{{"ns", "edge"}: {OtherPorts: PortState{Mode: settings.Permissive, OnlyTrusted: true}}})
+	trusted := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	for name, c := range map[string]struct {
+		settings.ProxyProtocol
+		want        settings.Mode
+		onlyTrusted bool
+	}{
+		"no trusted_cidrs":            {settings.ProxyProtocol{}, settings.Off, true},
+		"all addresses":               {settings.ProxyProtocol{TrustedCIDRs: settings.AnyNetwork}, settings.Off, true},
+		"trusted_cidrs":               {settings.ProxyProtocol{TrustedCIDRs: trusted}, settings.Permissive, true},
+		"trusted_cidrs, but not auto": {settings.ProxyProtocol{Mode: settings.Strict, TrustedCIDRs: trusted}, settings.Strict, false},
+	} {
+		s.FileGateway.Settings.ProxyProtocol = c.ProxyProtocol
+		if l, known := s.ListenerSettings(in, 80); l.ProxyProtocol.Mode != c.want || !known {
+			t.Errorf("%s: mode %q, known %v; want %q", name, l.ProxyProtocol.Mode, known, c.want)
+		}
+		if got := s.OnlyTrusted(in, 80); got != c.onlyTrusted {
+			t.Errorf("%s: OnlyTrusted is %v", name, got)
+		}
 	}
 }
 

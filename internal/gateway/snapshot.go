@@ -13,6 +13,7 @@
 package gateway
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -139,8 +140,9 @@ type Instance struct {
 	TaggedAddresses   map[string]Address
 	Kubernetes        KubernetesService // the Service in front of it
 
-	Config     ProxyConfig
-	AccessLogs AccessLogs
+	Config       ProxyConfig
+	AccessLogs   AccessLogs
+	AccessLogsAt problem.Position // where AccessLogs is; the zero value if it is not in a file
 	// Registration holds the settings of this instance's registration, without those that it inherits from proxy-defaults.
 	Registration settings.Layer
 }
@@ -224,6 +226,7 @@ type Roots struct {
 type Leaf struct {
 	CertPEM     string
 	KeyPEM      Secret
+	ValidAfter  time.Time
 	ValidBefore time.Time
 	// Names are the DNS names in it, sorted. Those in the mesh's own domains are wildcards: "*.ingress.consul".
 	Names []string
@@ -250,14 +253,85 @@ func (s *Snapshot) ListenerSettings(in *Instance, port int) (l settings.Listener
 	l, known = s.resolve(in, port)
 	if known && l.ProxyProtocol.Mode == settings.Auto {
 		l.ProxyProtocol.Mode = s.BalancerOf(in).ForPort(port).Mode
+		if s.OnlyTrusted(in, port) && l.ProxyProtocol.TrustsAll() {
+			l.ProxyProtocol.Mode = settings.Off
+		}
 		known = l.ProxyProtocol.Mode != ""
 	}
 	return l, known
 }
 
+// OnlyTrusted reports whether an instance's listener follows a load balancer that sends headers which its settings do not
+// switch on (PortState.OnlyTrusted). If the listener's other settings do not allow the mode, it is Off.
+func (s *Snapshot) OnlyTrusted(in *Instance, port int) bool {
+	return s.FollowsService(in, port) && s.BalancerOf(in).ForPort(port).OnlyTrusted
+}
+
+// PlaceOfMode returns where the mode of an instance's listener is set: in a layer, or in its Service.
+func (s *Snapshot) PlaceOfMode(in *Instance, port int) string {
+	if s.FollowsService(in, port) {
+		return in.Kubernetes.String()
+	}
+	_, place, _ := s.ModeSetting(in, port)
+	return place
+}
+
+// ModeSetting returns the mode that is set for an instance's listener, which may be Auto, and where: in a layer, or "the
+// default". known is false while the settings are not known.
+func (s *Snapshot) ModeSetting(in *Instance, port int) (mode settings.Mode, place string, known bool) {
+	return s.ModeSettings(in)(port)
+}
+
+// ModeSettings is ModeSetting for many ports of an instance.
+func (s *Snapshot) ModeSettings(in *Instance) func(port int) (mode settings.Mode, place string, known bool) {
+	layers := s.layers(in)
+	return func(port int) (mode settings.Mode, place string, known bool) {
+		mode, place, known = settings.ModeOf(port, layers...)
+		return mode, cmp.Or(place, "the default"), known
+	}
+}
+
+// PlaceOf returns where a setting of an instance's listener is set (see settings.PlaceOf).
+func (s *Snapshot) PlaceOf(in *Instance, port int, setting string) settings.Place {
+	return settings.PlaceOf(setting, port, s.layers(in)...)
+}
+
+// FollowsService reports whether the mode of an instance's listener is that of its Service in Kubernetes.
+func (s *Snapshot) FollowsService(in *Instance, port int) bool {
+	if s.Balancers == nil || in.Kubernetes == (KubernetesService{}) {
+		return false
+	}
+	mode, _, known := s.ModeSetting(in, port)
+	return known && mode == settings.Auto
+}
+
 // resolve merges the layers of settings, from the most general to the most specific.
 func (s *Snapshot) resolve(in *Instance, port int) (l settings.Listener, known bool) {
-	return settings.Resolve(port, s.FileAll, s.ProxyDefaults, in.Registration, s.FileGateway)
+	return settings.Resolve(port, s.layers(in)...)
+}
+
+// KnowsSettings reports whether the settings of an instance are known: none of their layers has always been invalid.
+func (s *Snapshot) KnowsSettings(in *Instance) bool {
+	_, known := s.resolve(in, 0)
+	return known
+}
+
+// The layers of settings in Snapshot.ExplainListener.
+const (
+	LayerFileAll = iota
+	LayerProxyDefaults
+	LayerRegistration
+	LayerFileGateway
+)
+
+func (s *Snapshot) layers(in *Instance) []settings.Layer {
+	return []settings.Layer{LayerFileAll: s.FileAll, LayerProxyDefaults: s.ProxyDefaults, LayerRegistration: in.Registration, LayerFileGateway: s.FileGateway}
+}
+
+// ExplainListener returns where each setting of the listener that an instance has on a port comes from. The layers are those
+// above.
+func (s *Snapshot) ExplainListener(in *Instance, port int) []settings.Origin {
+	return settings.Explain(port, s.layers(in)...)
 }
 
 // EnvoyVersion is the release of an Envoy, from the node in the first request of a stream
@@ -275,4 +349,11 @@ func (e EnvoyVersion) String() string {
 		return "unknown"
 	}
 	return fmt.Sprintf("%d.%d.%d", e.Major, e.Minor, e.Patch)
+}
+
+// Envoy is what Usher knows of an Envoy itself. Equal ones get equal resources.
+type Envoy struct {
+	EnvoyVersion
+	// ReportCluster is the cluster in its bootstrap that leads to Usher. Empty: it reports nothing about its listeners.
+	ReportCluster string
 }

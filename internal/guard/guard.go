@@ -12,8 +12,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Panics counts the panics that Run has recovered from. Register it once per process. A part has a series after its
-// first panic.
+// parts are the arguments of Run. They have series from the start, so that the first panic is an increase for Prometheus.
+var parts = []string{
+	"admission", "balancer", "certificate", "compile", "consul answer", "consul snapshot", "dataplane", "dataplane call", "evidence",
+	"filewatch", "kubernetes", "names", "stream", "watch", "worker",
+}
+
+func init() {
+	for _, part := range parts {
+		Panics.WithLabelValues(part)
+	}
+}
+
+// Panics counts the panics that Run has recovered from. Register it once per process.
 var Panics = prometheus.NewCounterVec(prometheus.CounterOpts{
 	Name: "usher_panics_total",
 	Help: "Recovered panics, by the part of Usher. Each is a bug: report it with the stack from the log. The last good state stays in use.",
@@ -33,7 +44,7 @@ func (e *Error) Error() string {
 }
 
 // Run calls f and returns its error. If f panics, Run logs the stack, counts the panic, and returns an *Error. part is
-// the part of Usher for the log and the metric; it must be a constant.
+// the part of Usher for the log and the metric; it must be one of parts.
 func Run(log *slog.Logger, part string, f func() error) (err error) {
 	defer func() {
 		if value := recover(); value != nil {

@@ -4,7 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,5 +49,30 @@ func TestAnErrorAndSuccessPassThrough(t *testing.T) {
 	}
 	if err := Run(log, "x", func() error { return nil }); err != nil {
 		t.Errorf("got %v, want none", err)
+	}
+}
+
+var partInCode = regexp.MustCompile(`(?:guard\.Run|watchAgain)\([a-zA-Z., ]*, "([^"]+)"|guard\.Panics\.WithLabelValues\("([^"]+)"\)`)
+
+// TestEachPartHasASeries compares the list with the calls in all of Usher's code.
+func TestEachPartHasASeries(t *testing.T) {
+	called := map[string]bool{}
+	for _, dir := range []string{"../../cmd", "../../consul", "../../internal", "../../xds"} {
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			code, err := os.ReadFile(path)
+			for _, found := range partInCode.FindAllStringSubmatch(string(code), -1) {
+				called[found[1]+found[2]] = true
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := slices.Sorted(maps.Keys(called)); !slices.Equal(got, parts) {
+		t.Errorf("the calls of Run have the parts %q, want %q", got, parts)
 	}
 }

@@ -2,6 +2,7 @@ package loadbalancer
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -10,22 +11,42 @@ import (
 	"go.yaml.in/yaml/v3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/services"
 )
 
-// balanced is a Service of type LoadBalancer with these annotations and ports
-// 80 and 443, which lead to 8080 and 8443.
-func balanced(annotations map[string]string) *corev1.Service {
-	return &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "consul", Name: "edge", Annotations: annotations},
-		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{
-			{Name: "http", Port: 80, NodePort: 30080, TargetPort: intstr.FromInt32(8080)},
-			{Name: "https", Port: 443, NodePort: 30443, TargetPort: intstr.FromInt32(8443), Protocol: corev1.ProtocolTCP},
-			{Name: "quic", Port: 443, TargetPort: intstr.FromInt32(9443), Protocol: corev1.ProtocolUDP},
-		}},
+// balanced is a Service of type LoadBalancer with these annotations.
+func balanced(annotations map[string]string) *corev1.Service { return services.Balanced(annotations) }
+
+// honouredWith are the annotations that others need to be honoured.
+var honouredWith = map[string]map[string]string{
+	digital: {doPrefix + "type": "REGIONAL"},
+	ovh:     {ovhClass: "iolb"},
+	ociNLB:  {ociType: "nlb"},
+	azure:   {azureCreate: "true", azureInternal: "true"},
+	bright:  {brightboxPrefix + "listener-protocol": "tcp"},
+}
+
+// withValue is a Service with this annotation, and with what the annotation needs to be honoured.
+func withValue(key, value string) *corev1.Service {
+	return honouring(map[string]string{key: value})
+}
+
+// honouring is a Service with these annotations, and with what they need to be honoured.
+func honouring(annotations map[string]string) *corev1.Service {
+	s := balanced(map[string]string{})
+	for key := range annotations {
+		maps.Copy(s.Annotations, honouredWith[key])
+		if key == awsPorts || strings.HasPrefix(key, awsAttributes) {
+			s.Annotations[awsType], s.Annotations[awsTargetType] = "external", "ip"
+		}
+		if key == loxilb {
+			s.Spec.LoadBalancerClass = new(loxilbClass)
+		}
 	}
+	maps.Copy(s.Annotations, annotations)
+	return s
 }
 
 // valueCase is what a value of an annotation means for the ports 80 and 443.
@@ -78,6 +99,9 @@ const (
 	awsAll    = awsPrefix + "proxy-protocol"
 	awsPorts  = awsPrefix + "proxy-protocol-per-target-group"
 )
+
+// upcloudTCP is the beginning of UpCloud's JSON for two TCP ports.
+const upcloudTCP = `{"frontends": [{"name": "http", "mode": "tcp"}, {"name": "https", "mode": "tcp"}], `
 
 // valueCases are values of every annotation of the table, one at a time.
 var valueCases = []valueCase{
@@ -153,13 +177,13 @@ var valueCases = []valueCase{
 	both(civo, "send-proxy-v2", proxyOn, v2),
 	invalid(civo, "", proxyUnknown, `the cloud does not document ""; use "send-proxy" or "send-proxy-v2"`),
 	invalid(civo, "true", proxyUnknown, `the cloud does not document "true"`),
-	both(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": "v2"}}, {"name": "https", "properties": {"outbound_proxy_protocol": "v2"}}]}`, proxyOn, v2),
-	only80(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": "v1"}}, {"name": "https"}]}`, v1),
+	both(upcloud, upcloudTCP+`"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": "v2"}}, {"name": "https", "properties": {"outbound_proxy_protocol": "v2"}}]}`, proxyOn, v2),
+	only80(upcloud, upcloudTCP+`"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": "v1"}}, {"name": "https"}]}`, v1),
 	both(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": ""}}]}`, proxyOff, ""),
 	both(upcloud, `{"frontends": [{"name": "http", "mode": "tcp"}]}`, proxyOff, ""),
 	invalid(upcloud, `{`, proxyUnknown, "not the JSON of an UpCloud load balancer"),
 	both(outscale, "*", proxyOn, ""),
-	only80(outscale, "30080", ""),
+	{key: outscale, value: "30080", http: proxyUnknown, https: proxyOff, problem: "follows the list only when"},
 	both(outscale, "80", proxyOff, ""),
 	invalid(outscale, "http", proxyUnknown, `use "*" or nodePorts of the Service, such as "30080,30443"`),
 	both(ibm, "Proxy-Protocol, other", proxyOn, v1),
@@ -203,7 +227,7 @@ var valueCases = []valueCase{
 	both(loxilb, "yes", proxyOn, v2),
 	both(loxilb, "no", proxyOff, ""),
 	invalid(loxilb, "true", proxyOff, `the cloud treats "true" as off; use "yes" or "no"`),
-	invalid(azure, "true", proxyUnknown, "the cloud reads it only for a Private Link Service"),
+	both(azure, "true", proxyOn, v2),
 	both(azure, "false", proxyOff, ""),
 	invalid(azure, "v2", proxyOff, `the cloud treats "v2" as off`),
 }
@@ -211,7 +235,7 @@ var valueCases = []valueCase{
 func TestValuesOfAnnotations(t *testing.T) {
 	for _, c := range valueCases {
 		t.Run(c.key+"="+c.value, func(t *testing.T) {
-			checkIntent(t, c, readIntent(balanced(map[string]string{c.key: c.value})))
+			checkIntent(t, c, readIntent(withValue(c.key, c.value)))
 		})
 	}
 }
@@ -249,8 +273,7 @@ func TestEveryAnnotationIsTestedOnAndOff(t *testing.T) {
 			t.Errorf("%+v: a provider needs a name, a URL and annotations", p)
 		}
 		for _, a := range p.Annotations {
-			on := a.Key == azure // it needs a second annotation
-			notOn := false
+			on, notOn := false, false
 			for _, c := range valueCases {
 				if c.key == a.keyFor(80) {
 					on = on || c.http == proxyOn
@@ -278,12 +301,9 @@ func TestAnnotationsThatDependOnOthers(t *testing.T) {
 		"AWS, all before some":         {annotations{awsAll: "*", awsPorts: "80", awsAttributes: awsPPV2 + "=false"}, both("", "", proxyOn, "")},
 		"AWS, some before attribute":   {annotations{awsPorts: "80", awsAttributes: awsPPV2 + "=true"}, only80("", "", v2)},
 		"AWS, port before attribute":   {annotations{awsAttributes + ".443": awsPPV2 + "=false", awsAttributes: awsPPV2 + "=true"}, only80("", "", v2)},
-		"AWS, in-tree NLB":             {annotations{awsAll: "*", awsType: "nlb"}, invalid("", "", proxyUnknown, `does not read it; enable the headers at the load balancer itself`)},
-		"AWS, external":                {annotations{awsAll: "*", awsType: "external"}, both("", "", proxyOn, "")},
 		"Scaleway, one of each":        {annotations{scalewayV2: "80", scalewayV1: "443"}, valueCase{http: proxyOn, https: proxyOn, version: ""}},
 		"AWS, a port without a value":  {annotations{awsAttributes + ".443": awsPPV2 + "=", awsAttributes: awsPPV2 + "=true"}, both("", "", proxyOn, v2)},
 		"Scaleway, none of version 2":  {annotations{scalewayV2: "false", scalewayV1: "true"}, both("", "", proxyOn, v1)},
-		"Scaleway, both on a port":     {annotations{scalewayV2: "*", scalewayV1: "80"}, invalid("", "", proxyUnknown, "port 80 is in service.beta.kubernetes.io/scw-loadbalancer-proxy-protocol-v1 as well, and Scaleway refuses both versions")},
 		"Scaleway, new before old":     {annotations{scalewayV1: "*", scaleOld: "true"}, both("", "", proxyOn, v1)},
 		"Linode, a port without value": {annotations{linode + "port-443": `{"proxy-protocol": ""}`, linode + "default-proxy-protocol": "v2"}, both("", "", proxyOn, v2)},
 		"Alibaba, new before old":      {annotations{alibaba: "off", alicloud: "on"}, both("", "", proxyOff, "")},
@@ -292,11 +312,10 @@ func TestAnnotationsThatDependOnOthers(t *testing.T) {
 		"Linode, new before old":       {annotations{linode + "default-proxy-protocol": "none", linode + "proxy-protocol": "v2"}, both("", "", proxyOff, "")},
 		"STACKIT, some ports":          {annotations{stackit: "true", stackit + "-ports-filter": "80"}, only80("", "", v2)},
 		"STACKIT, no ports":            {annotations{stackit: "true", stackit + "-ports-filter": "http"}, invalid("", "", proxyUnknown, `"http" is not a list of ports`)},
-		"Azure":                        {annotations{azure: "True", prefix + "azure-pls-create": "true"}, both("", "", proxyOn, v2)},
 		"two clouds agree":             {annotations{hetzner: "true", openstack: "v2"}, both("", "", proxyOn, "")},
 		"two clouds, two versions":     {annotations{digital: "true", openstack: "v2"}, both("", "", proxyOn, "")},
 		"two clouds, first invalid":    {annotations{digital: "v2", openstack: "true"}, invalid("", "", proxyUnknown, `the cloud refuses "v2"`)},
-		"two clouds, second invalid":   {annotations{openstack: "true", ovh: "true"}, invalid("", "", proxyUnknown, `the cloud does not document "true"`)},
+		"two clouds, second invalid":   {annotations{openstack: "true", civo: "true"}, invalid("", "", proxyUnknown, `the cloud does not document "true"`)},
 		"two clouds disagree":          {annotations{hetzner: "true", openstack: "false"}, invalid("", "", proxyUnknown, "it contradicts load-balancer.hetzner.cloud/uses-proxyprotocol")},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -307,13 +326,8 @@ func TestAnnotationsThatDependOnOthers(t *testing.T) {
 				}
 				return
 			}
-			checkIntent(t, c.valueCase, readIntent(balanced(c.annotations)))
+			checkIntent(t, c.valueCase, readIntent(honouring(c.annotations)))
 		})
-	}
-	s := balanced(annotations{awsAll: "*", awsType: "nlb"})
-	for _, class := range []string{awsClass, "eks.amazonaws.com/nlb"} {
-		s.Spec.LoadBalancerClass = &class
-		checkIntent(t, both("", "", proxyOn, ""), readIntent(s))
 	}
 }
 
@@ -345,7 +359,11 @@ func FuzzValue(f *testing.F) {
 // FuzzService checks that no Service makes Usher panic, and that the result can be
 // recorded.
 func FuzzService(f *testing.F) {
-	for _, s := range []*corev1.Service{service("true", 0), service("", 0), preservesClients(), {}} {
+	seeds := []*corev1.Service{service("true", 0), service("", 0), preservesClients(), {}}
+	for _, c := range serviceCases(f) {
+		seeds = append(seeds, c.Service(f))
+	}
+	for _, s := range seeds {
 		text, err := json.Marshal(s)
 		if err != nil {
 			f.Fatal(err)

@@ -15,7 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
+	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/kubeapi"
 	"github.com/usherproxy/usher/internal/settings"
 	"github.com/usherproxy/usher/internal/testing/apiserver"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
@@ -40,7 +42,7 @@ func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := &cluster{Server: apiserver.Start(t, apiserver.Options{})}
 	c.Grant(t, serviceRole)
-	client, err := Connect(c.Kubeconfig(t, apiserver.Usher))
+	client, err := kubeapi.Connect(c.Kubeconfig(t, apiserver.Usher))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +76,7 @@ func TestOnAnAPIServer(t *testing.T) {
 	t.Run("the documented role suffices, and gives nothing else", func(t *testing.T) { c.leastRights(t) })
 	t.Run("headers are switched on and off, and an Usher is restarted", func(t *testing.T) { c.switchOnAndOff(t) })
 	t.Run("Ushers with a record agree on grace periods", func(t *testing.T) { c.agreeByRecord(t) })
+	t.Run("an Usher that starts knows what the connections to another one have shown", func(t *testing.T) { c.shareFindings(t) })
 	t.Run("the API server is down, or refuses, or the Service is deleted", func(t *testing.T) { c.outages(t) })
 }
 
@@ -81,7 +84,9 @@ func (c *cluster) everyAnnotation(t *testing.T) {
 	for i, row := range valueCases {
 		before := time.Now().Add(-2 * time.Second) // times are in seconds
 		name := fmt.Sprintf("row-%d", i)
-		s := c.create(t, name, map[string]string{row.key: row.value})
+		s := withValue(row.key, row.value)
+		s.Name = name
+		s = c.Create(t, s)
 		c.Delete(t, name) // its nodePorts are wanted again
 		got := readIntent(s)
 		for i := range got.problems {
@@ -191,6 +196,38 @@ func (c *cluster) agreeByRecord(t *testing.T) {
 	for _, stop := range []func(){stopFirst, stopSecond, stopThird, stopRefused} {
 		stop()
 	}
+}
+
+// shareFindings lets one Usher find that connections have no header, with the rights of agreeByRecord.
+func (c *cluster) shareFindings(t *testing.T) {
+	c.Annotate(t, awsAll, new("*"))
+	watchReports := func() (reports, <-chan *gateway.Balancer, func()) {
+		r := make(reports)
+		o := Options{
+			Metrics: NewMetrics(prometheus.NewRegistry()), Evidence: r,
+			Record: types.NamespacedName{Namespace: "consul", Name: "usher-balancers"},
+		}
+		published, stop := c.watchWith(t, o)
+		return r, published, stop
+	}
+	first, published, stop := watchReports()
+	await(t, published, settings.Strict, "")
+	first <- reported(evidence.Summary{WithoutHeader: tally(1240)})
+	await(t, published, settings.Permissive, "1240 of 1240")
+	testprocess.Eventually(t, "the finding is recorded", testprocess.StartDeadline, func() error {
+		var m corev1.ConfigMap
+		if err := c.usher.Get().Namespace("consul").Resource("configmaps").Name("usher-balancers").Do(t.Context()).Into(&m); err != nil {
+			return err
+		}
+		if l := decodeState(m.Data["consul.consul-ingress-gateway"]).Ports[8080]; !l.Finding.found(foundNone) {
+			return fmt.Errorf("recorded is %+v", l)
+		}
+		return nil
+	})
+	stop()
+	_, published, stop = watchReports()
+	await(t, published, settings.Permissive, "1240 of 1240")
+	stop()
 }
 
 func (c *cluster) outages(t *testing.T) {

@@ -4,8 +4,9 @@
 //	Service ──readIntent──> serviceIntent ──afterRevision──> serviceState ──balancer──> gateway.Balancer
 //
 // A cloud's controller reads annotations of a Service of type LoadBalancer, and each cloud has its own (Providers is
-// the table of them). The load balancer follows a change seconds to minutes later. During a grace period, a listener
-// therefore accepts connections with and without a PROXY header, before it gets its new mode.
+// the table of them, with the Conditions under which a cloud does not honour them). The load balancer follows a change
+// seconds to minutes later. During a grace period, a listener therefore accepts connections with and without a PROXY
+// header, before it gets its new mode.
 //
 // Unknown is not off: while it is unknown what a Service asks for, its listeners keep their mode, and a listener
 // without a mode is held back.

@@ -2,7 +2,6 @@ package loadbalancer
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -162,11 +161,7 @@ func (f Format) expected() string {
 	case len(f.Off) == 0 && !f.PersistsWhenRemoved:
 		return strings.Join(all, ", ") + ", or remove the annotation"
 	}
-	last := len(all) - 1
-	if last == 0 {
-		return all[0]
-	}
-	return strings.Join(all[:last], ", ") + " or " + all[last]
+	return joined(all, "or")
 }
 
 // parsePortNumbers reads a list of ports, which may be empty; false: it is none.
@@ -245,24 +240,10 @@ func linodePort(value string, _ corev1.ServicePort) (string, bool, error) {
 	return text, text != "", nil
 }
 
-// upcloudBackend finds the backend with the name of the Service's port in UpCloud's own JSON.
-func upcloudBackend(value string, port corev1.ServicePort) (string, bool, error) {
-	var config struct {
-		Backends []struct {
-			Name       string
-			Properties struct {
-				Proxy *string `json:"outbound_proxy_protocol"`
-			}
-		}
-	}
-	if json.Unmarshal([]byte(value), &config) != nil {
-		return "", false, errors.New("not the JSON of an UpCloud load balancer; " +
-			`use {"backends": [{"name": "…", "properties": {"outbound_proxy_protocol": "v2"}}]}`)
-	}
-	for _, backend := range config.Backends {
-		if backend.Name == port.Name && backend.Properties.Proxy != nil {
-			return *backend.Properties.Proxy, true, nil
-		}
-	}
-	return "", false, nil
+// linodePortSetting returns a setting of a port in lower case; empty if there is none.
+func linodePortSetting(s *corev1.Service, p corev1.ServicePort, key string) string {
+	var object map[string]any
+	_ = json.Unmarshal([]byte(s.Annotations[forPort(linode+"port-<port>", p.Port)]), &object)
+	text, _ := object[key].(string)
+	return strings.ToLower(text)
 }

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
@@ -37,6 +38,7 @@ type portIntent struct {
 
 	since time.Time // where it is on: since when
 	unset bool      // no annotation says anything
+	key   string    // where it is on: the annotation that says so
 }
 
 // intentReader reads one Service.
@@ -93,20 +95,16 @@ func (r *intentReader) addProblem(key, what string) {
 
 // where names an annotation in problems, or, with key "", the Service.
 func (r *intentReader) where(key string) string {
-	return strings.TrimSuffix(serviceName(r.service.Namespace, r.service.Name)+": "+key, ": ")
-}
-
-// serviceName names a Service in problems.
-func serviceName(namespace, name string) string {
-	return "Kubernetes Service " + namespace + "/" + name
+	return strings.TrimSuffix(gateway.KubernetesService{Namespace: r.service.Namespace, Name: r.service.Name}.String()+": "+key, ": ")
 }
 
 // providerIntent is what the annotations of one provider say about a port.
 type providerIntent struct {
-	parsedValue          // of the annotation that counts
-	Format               // of this annotation
-	key         string   // of this annotation
-	keys        []string // of all annotations of the provider, for the time of the last change
+	parsedValue           // of the annotation that counts
+	Format                // of this annotation
+	key         string    // of this annotation
+	notHonoured Condition // why the cloud does not honour that it switches headers on; the zero value: it does
+	fields      []field   // all that the provider reads for the port, for the time of the last change
 }
 
 // readPort returns what the Service asks for one of its ports.
@@ -115,8 +113,11 @@ func (r *intentReader) readPort(p corev1.ServicePort) portIntent {
 	for _, provider := range Providers {
 		switch next := r.readProvider(provider, p); {
 		case next.state == proxyUnset:
-		case found.state == proxyUnset:
+		case found.state == proxyUnset || found.notHonoured.Elsewhere && !next.notHonoured.Elsewhere:
+			next.fields = append(found.fields, next.fields...)
 			found = next
+		case next.notHonoured.Elsewhere:
+			found.fields = append(found.fields, next.fields...)
 		case next.state != found.state && next.state != proxyUnknown && found.state != proxyUnknown:
 			r.addProblem(next.key, fmt.Sprintf("it contradicts %s, and Usher cannot know which of them your cloud reads; "+
 				"remove the annotation that your cloud does not read", found.key))
@@ -128,6 +129,11 @@ func (r *intentReader) readPort(p corev1.ServicePort) portIntent {
 	switch {
 	case found.state == proxyUnset:
 		return portIntent{State: proxyOff, unset: true}
+	case found.notHonoured.Elsewhere:
+		r.addProblem(found.key, found.problem)
+		return portIntent{State: found.state}
+	case found.state == proxyUnknown && found.notHonoured.PersistsWhenRemoved:
+		return portIntent{State: proxyUnknown, RemovalProblem: r.removalProblem(found)}
 	case found.state != proxyOn:
 		return portIntent{State: found.state}
 	case r.service.Spec.Type != corev1.ServiceTypeLoadBalancer:
@@ -137,7 +143,8 @@ func (r *intentReader) readPort(p corev1.ServicePort) portIntent {
 			cmp.Or(r.service.Spec.Type, corev1.ServiceTypeClusterIP)))
 		return portIntent{State: proxyOff}
 	}
-	intent := portIntent{State: proxyOn, Version: found.version, since: r.lastChange(found.keys)}
+	intent := portIntent{State: proxyOn, Version: found.version, since: r.lastChange(found.fields)}
+	intent.key = found.key
 	if found.PersistsWhenRemoved {
 		intent.RemovalProblem = r.removalProblem(found)
 	}
@@ -153,7 +160,7 @@ func (i *providerIntent) combine(other providerIntent) {
 		i.version = ""
 	}
 	i.PersistsWhenRemoved = i.PersistsWhenRemoved && other.PersistsWhenRemoved
-	i.keys = append(i.keys, other.keys...)
+	i.fields = append(i.fields, other.fields...)
 }
 
 // removalProblem returns the problem that removing an annotation causes.
@@ -167,40 +174,51 @@ func (r *intentReader) removalProblem(intent providerIntent) problem.Problem {
 	return problem.Problem{Where: r.where(intent.key), What: what + fix}
 }
 
-// readProvider returns what a provider reads of the port: the first of its annotations that concerns the port counts.
+// readProvider returns what a provider reads of the port: the first of its annotations that concerns the port counts,
+// and one that the cloud ignores only if no other does.
 func (r *intentReader) readProvider(provider Provider, p corev1.ServicePort) providerIntent {
 	var intent providerIntent
+	decided := false
 	for _, a := range provider.Annotations {
 		key := a.keyFor(p.Port)
 		value, found := r.service.Annotations[key]
 		if !found {
 			continue
 		}
-		intent.keys = append(intent.keys, key)
+		intent.fields = append(append(intent.fields, annotationField(key)), provider.fields(a, p.Port)...)
 		if a.PortsKey != "" {
-			intent.keys = append(intent.keys, a.PortsKey)
+			intent.fields = append(intent.fields, annotationField(a.PortsKey))
 		}
-		if intent.state == proxyUnset {
-			intent.parsedValue, intent.Format, intent.key = r.readAnnotation(a, key, value, p), a.Format, key
+		if decided {
+			continue
 		}
+		v, notHonoured := r.readAnnotation(provider, a, value, p)
+		ignored := notHonoured.State == Ignored
+		if v.state == proxyUnset || ignored && intent.state != proxyUnset {
+			continue
+		}
+		intent.parsedValue, intent.Format, intent.key, intent.notHonoured = v, a.Format, key, notHonoured
+		decided = !ignored
 	}
 	return intent
 }
 
-func (r *intentReader) readAnnotation(a Annotation, key, value string, p corev1.ServicePort) parsedValue {
+// readAnnotation returns what an annotation says about the port, and why the cloud does not honour that, if it does not.
+func (r *intentReader) readAnnotation(provider Provider, a Annotation, value string, p corev1.ServicePort) (parsedValue, Condition) {
+	var notHonoured Condition
 	v := a.parse(value, p)
-	if v.state == proxyOn && a.check != nil {
-		if err := a.check(r.service); err != nil {
-			v = parsedValue{state: proxyUnknown, problem: err.Error()}
+	if v.state == proxyOn {
+		if c, found := provider.notHonoured(a, r.service, p); found {
+			v, notHonoured = parsedValue{state: c.State, problem: c.problem(p.Port)}, c
 		}
 	}
 	if v.state == proxyOn && a.PortsKey != "" {
 		v = r.filterPorts(a.PortsKey, v, p)
 	}
-	if v.problem != "" {
-		r.addProblem(key, v.problem)
+	if v.problem != "" && !notHonoured.Elsewhere {
+		r.addProblem(a.keyFor(p.Port), v.problem)
 	}
-	return v
+	return v, notHonoured
 }
 
 // filterPorts applies the second annotation, where the Service has it.
@@ -288,11 +306,11 @@ func utc(t time.Time) time.Time {
 	return t
 }
 
-// lastChange returns when annotations, or the type of the Service, became what they are.
-func (r *intentReader) lastChange(annotations []string) time.Time {
-	latest := r.ownedSince("f:spec", "f:type")
-	for _, key := range annotations {
-		if at := r.ownedSince("f:metadata", "f:annotations", "f:"+key); at.After(latest) {
+// lastChange returns when fields, or the type of the Service, became what they are.
+func (r *intentReader) lastChange(fields []field) time.Time {
+	latest := r.ownedSince(specField("type"))
+	for _, f := range fields {
+		if at := r.ownedSince(f); at.After(latest) {
 			latest = at
 		}
 	}
@@ -301,10 +319,10 @@ func (r *intentReader) lastChange(annotations []string) time.Time {
 
 // ownedSince returns when a field became what it is, at the latest. All managers that own it agree on its value, so
 // the value is as old as the oldest of them. Without an owner it is as old as the Service.
-func (r *intentReader) ownedSince(path ...string) time.Time {
+func (r *intentReader) ownedSince(f field) time.Time {
 	var oldest time.Time
 	for _, m := range r.managers {
-		_, owned, _ := unstructured.NestedFieldNoCopy(m.fields, path...) // the error: a parent is no object
+		_, owned, _ := unstructured.NestedFieldNoCopy(m.fields, f...) // the error: a parent is no object
 		if owned && (oldest.IsZero() || m.at.Before(oldest)) {
 			oldest = m.at
 		}

@@ -34,7 +34,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		graceEnd: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "usher_kubernetes_grace_end_timestamp_seconds",
 			Help: "End of a listener's grace period. Until then it accepts connections with and without a PROXY header.",
-		}, []string{"namespace", "service", "port"}),
+		}, []string{"kubernetes_namespace", "kubernetes_service", "port"}),
 		failingWatches: map[gateway.KubernetesService]bool{},
 		graceEnds:      map[gateway.KubernetesService]map[int]time.Time{},
 	}

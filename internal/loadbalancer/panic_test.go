@@ -7,9 +7,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
-	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/rest"
 
+	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/settings"
@@ -91,7 +91,7 @@ func TestPanicInAStepIsAProblemUntilTheNextStepSucceeds(t *testing.T) {
 	panicked := false
 	go func() {
 		defer close(ended)
-		w.Watch(ctx, edge, func(b *gateway.Balancer) {
+		w.Watch(ctx, gateway.ID{Name: "edge"}, edge, func(b *gateway.Balancer) {
 			if !panicked {
 				panicked = true
 				panic("a bug")
@@ -105,14 +105,27 @@ func TestPanicInAStepIsAProblemUntilTheNextStepSucceeds(t *testing.T) {
 	<-ended
 }
 
-// client-go would end the process.
-func TestPanicInAGoroutineOfTheClientIsCounted(t *testing.T) {
-	panics := countPanics()
-	func() {
-		defer utilruntime.HandleCrash()
-		panic("a bug in client-go, which is logged here")
-	}()
-	if n := panics(); n == 0 {
-		t.Error("usher_panics_total did not grow")
+// panickingReports panics when it is watched for the first time.
+type panickingReports struct {
+	reports
+	watched atomic.Bool
+}
+
+func (p *panickingReports) Watch(ctx context.Context, of gateway.ID, id gateway.KubernetesService, put func(evidence.Ports)) {
+	if !p.watched.Swap(true) {
+		panic("a bug in Watch")
 	}
+	p.reports.Watch(ctx, of, id, put)
+}
+
+func TestReportsAreWatchedAgainAfterAPanic(t *testing.T) {
+	t.Parallel()
+	a := newAPIServer(t)
+	a.set(service("true", 0))
+	o, source := a.options(t, ""), &panickingReports{reports: make(reports)}
+	o.Evidence = source
+	published, _ := run(t, o, edge)
+	await(t, published, settings.Strict, "")
+	source.reports <- reported(evidence.Summary{WithoutHeader: tally(3)})
+	await(t, published, settings.Permissive, "connections come without a PROXY header")
 }

@@ -3,18 +3,17 @@ package loadbalancer
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/util/retry"
 
+	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/gateway"
-	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/kubeapi"
 	"github.com/usherproxy/usher/internal/problem"
 )
 
@@ -29,10 +28,10 @@ const (
 // leaves none, and any other change by the same tool moves them.
 //
 // The first replica that reads a change stores its state, and the others adopt that.
-type record struct {
-	client rest.Interface
-	log    *slog.Logger
-	at     types.NamespacedName
+type record struct{ object kubeapi.Object }
+
+func newRecord(client rest.Interface, log *slog.Logger, at types.NamespacedName) record {
+	return record{kubeapi.Object{Client: client, Log: log, Kind: "ConfigMap", At: at, Manifest: "docs/kubernetes-record.yaml"}}
 }
 
 // update replaces the recorded state of a Service by the result of next. It calls next with the zero state if no
@@ -43,41 +42,25 @@ func (r record) update(
 ) error {
 	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
-	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		return guard.Run(r.log, "kubernetes", func() error { return r.tryUpdate(ctx, id.Namespace+"."+id.Name, next) })
+	key := id.Namespace + "." + id.Name
+	return kubeapi.Update(ctx, r.object, func(m *corev1.ConfigMap) (changed bool) {
+		text := encodeState(next(decodeState(m.Data[key])))
+		if text == m.Data[key] {
+			return false
+		}
+		if m.Data == nil {
+			m.Data = map[string]string{}
+		}
+		m.Data[key] = text
+		return true
 	})
-}
-
-// tryUpdate is update for a key of the ConfigMap. The error is a conflict if another replica was faster.
-func (r record) tryUpdate(ctx context.Context, key string, next func(recorded serviceState) serviceState) error {
-	var m corev1.ConfigMap
-	if err := r.request(r.client.Get()).Do(ctx).Into(&m); err != nil {
-		return err
-	}
-	text := encodeState(next(decodeState(m.Data[key])))
-	if text == m.Data[key] {
-		return nil
-	}
-	if m.Data == nil {
-		m.Data = map[string]string{}
-	}
-	m.Data[key] = text
-	return r.request(r.client.Put()).Body(&m).Do(ctx).Error()
-}
-
-func (r record) request(request *rest.Request) *rest.Request {
-	return request.Namespace(r.at.Namespace).Resource("configmaps").Name(r.at.Name)
 }
 
 // problem returns the problem for an error of update.
 func (r record) problem(err error) problem.Problem {
-	what := "it does not exist; create an empty one (docs/kubernetes-record.yaml)"
-	if !apierrors.IsNotFound(err) {
-		what = explainError(err, "get and update on this ConfigMap (docs/kubernetes-record.yaml)")
-	}
 	return problem.Problem{
-		Where: fmt.Sprintf("Kubernetes ConfigMap %s/%s", r.at.Namespace, r.at.Name),
-		What:  what + ". Meanwhile, a restarted Usher may end a grace period earlier or later than the other replicas",
+		Where: r.object.String(),
+		What:  r.object.Explain(err) + ". Meanwhile, a restarted Usher may end a grace period earlier or later than the other replicas",
 	}
 }
 
@@ -118,5 +101,17 @@ func (s serviceState) plausible(now time.Time) serviceState {
 func (l listenerState) plausible(latest time.Time) bool {
 	known := l.State == proxyOff || l.State == proxyOn || l.State == proxyMixed ||
 		l.State == proxyUnset && !l.FrozenSince.IsZero()
-	return known && !l.Changed.After(latest) && !l.Modified.After(latest) && !l.FrozenSince.After(latest)
+	return known && !l.Changed.After(latest) && !l.Modified.After(latest) && !l.FrozenSince.After(latest) &&
+		l.Finding.plausible(latest) && (l.Finding == nil || (l.State == proxyOff) == (l.Finding.Result == foundHeaders))
+}
+
+// maxFindings bounds the numbers of a recorded finding.
+const maxFindings = 1_000_000
+
+// plausible reports whether an Usher can have recorded the finding.
+func (f *finding) plausible(latest time.Time) bool {
+	results := []result{foundNothing, foundRefusals, foundNone, foundHeaders}
+	return f == nil || slices.Contains(results, f.Result) && f.Number >= 1 && f.Number <= maxFindings &&
+		f.Reversals >= 0 && f.Reversals <= maxFindings && f.With >= 0 && f.Without >= 0 && len(f.Addresses) <= evidence.MaxAddresses &&
+		!f.At.After(latest) && !f.HeadersSince.After(latest) && !f.FollowsFrom.After(latest) && !f.HeadersUntil.After(latest)
 }

@@ -1,14 +1,19 @@
 package loadbalancer
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
@@ -125,6 +130,16 @@ var implausible = []string{
 	recordOf(`{"8080": {"state": "off", "changed": "-0001-01-01T00:00:00Z"}}`, noHeaders),
 	recordOf(`{"-1": {"state": "off"}}`, noHeaders), recordOf(`{"99999999999999999999": {"state": "off"}}`, noHeaders),
 	recordOf(`{"65536": {"state": "off"}}`, noHeaders),
+	recordOf(`{"8080": {"state": "on", "finding": {"number": 0}}}`, noHeaders),
+	recordOf(`{"8080": {"state": "on", "finding": {"number": 1, "result": "perhaps"}}}`, noHeaders),
+	recordOf(`{"8080": {"state": "on", "finding": {"number": 1, "followsFrom": "2999-01-01T00:00:00Z"}}}`, noHeaders),
+	recordOf(`{"8080": {"state": "on", "finding": {"number": 1, "reversals": -1}}}`, noHeaders),
+	recordOf(`{"8080": {"state": "on", "finding": {"number": 1, "without": -1}}}`, noHeaders),
+	recordOf(`{"8080": {"state": "on", "finding": {"number": 1, "result": "unexpected"}}}`, noHeaders),
+	recordOf(`{"8080": {"state": "off", "finding": {"number": 1, "result": "contradicted"}}}`, noHeaders),
+	recordOf(`{"8080": {"state": "on", "finding": {"number": 1, "addresses": ["x"]}}}`, noHeaders),
+	recordOf(`{"8080": {"state": "on", "finding": {"number": 1, "addresses": ["::1", "::2", "::3", "::4"]}}}`, noHeaders),
+	recordOf(`{}`, `{"state": "off", "finding": {"number": 9000000}}`),
 }
 
 func TestImplausibleRecordIsIgnored(t *testing.T) {
@@ -167,6 +182,8 @@ func FuzzRecord(f *testing.F) {
 	f.Add(encodeState(serviceState{}.afterRevision(readIntent(service("true", 0)), start)))
 	mixed := listenerState{portIntent: portIntent{State: proxyMixed, RemovalProblem: problem.Problem{Where: "a", What: "b"}}}
 	f.Add(encodeState(serviceState{ResourceVersion: "1", Ports: map[int]listenerState{80: mixed}}.freeze(start)))
+	f.Add(recordOf(`{"8080": {"state": "on", "finding": {"result": "contradicted", "number": 3, "at": "2026-01-01T12:00:00Z", "with": 1, "without": 2, "addresses": ["10.0.3.7"]}}}`, noHeaders))
+	f.Add(recordOf(`{"8080": {"state": "off", "finding": {"result": "unexpected", "number": 1, "with": 5, "addresses": ["10.0.3.7"]}}}`, noHeaders))
 	f.Fuzz(func(t *testing.T, text string) {
 		s := decodeState(text)
 		if again := encodeState(s); encodeState(decodeState(again)) != again {
@@ -293,4 +310,198 @@ func TestMissingConfigMapIsAProblem(t *testing.T) {
 	published := a.watchEdge(t, "record")
 	await(t, published, settings.Strict, "Kubernetes ConfigMap consul/record: it does not exist")
 	await(t, published, settings.Strict, "")
+}
+
+// reported is what an Usher's Envoys report of 8080 at the Watcher's own time.
+func reported(s evidence.Summary) evidence.Ports { return evidence.Ports{8080: s} }
+
+// tally counts connections that ended just now.
+func tally(count int) evidence.Tally {
+	now := time.Now()
+	return evidence.Tally{Count: count, First: now.Add(-time.Hour), Last: now, Began: now, Addresses: []netip.Addr{netip.MustParseAddr(balancerA)}}
+}
+
+// reports is an EvidenceSource that a test feeds.
+type reports chan evidence.Ports
+
+func (r reports) Watch(ctx context.Context, _ gateway.ID, _ gateway.KubernetesService, put func(evidence.Ports)) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case ports := <-r:
+			put(ports)
+		}
+	}
+}
+
+// watchReports starts an Usher with a record, whose Envoys' reports the test sends.
+func (a *apiServer) watchReports(t *testing.T) (reports, <-chan *gateway.Balancer, func()) {
+	t.Helper()
+	o, r := a.options(t, "record"), make(reports)
+	o.Evidence = r
+	published, stop := run(t, o, edge)
+	return r, published, stop
+}
+
+// Two Ushers run; one finds that connections have no header, and is killed. The other one, and one that starts later, know
+// it, and all are strict again at the same time.
+func TestUshersShareFindings(t *testing.T) {
+	a, _ := watchStrict(t)
+	first, publishedFirst, stopFirst := a.watchReports(t)
+	await(t, publishedFirst, settings.Strict, "")
+	a.change(func() { // another Usher has read a later revision
+		a.record.Data["consul.edge"] = strings.Replace(a.record.Data["consul.edge"], `"resourceVersion":"1"`, `"resourceVersion":"9"`, 1)
+	})
+	first <- reported(evidence.Summary{WithoutHeader: tally(1240)})
+	const found = "connections come without a PROXY header: 1240 of 1240 in the 10 minutes before"
+	await(t, publishedFirst, settings.Permissive, found)
+	a.waitFinding(t, func(f *finding) bool { return f.found(foundNone) })
+	if s := a.waitRecorded(t, "9"); !s.Ports[8080].Finding.found(foundNone) {
+		t.Errorf("recorded is %+v", s)
+	}
+	stopFirst()
+	_, publishedSecond, stopSecond := a.watchReports(t)
+	await(t, publishedSecond, settings.Permissive, found)
+	stopSecond()
+}
+
+func TestFindingIsRecordedAfterTheRecordWasEmptied(t *testing.T) {
+	a, _ := watchStrict(t)
+	r, published, _ := a.watchReports(t)
+	await(t, published, settings.Strict, "")
+	a.change(func() { a.record.Data = nil })
+	r <- reported(evidence.Summary{WithoutHeader: tally(3)})
+	await(t, published, settings.Permissive, "connections come without a PROXY header")
+	a.waitFinding(t, func(f *finding) bool { return f.found(foundNone) })
+}
+
+func TestFindingsAreSharedOnlyWhileTheAPIServerAnswers(t *testing.T) {
+	r := newTestReconciler(t)
+	r.Evidence, r.Record.Name = silent{}, "record"
+	on := serviceIs(service("true", 0))
+	if r.observeAt(60, on); !r.mustShare(at(60)) {
+		t.Error("findings are not shared at the beginning")
+	}
+	if r.observeAt(61, serviceEvent{service: on.service, err: errors.New("down")}); r.mustShare(at(61)) {
+		t.Error("findings are shared, though the API server does not answer")
+	}
+	if r.observeAt(62, serviceIs(service("", 0))); !r.mustShare(at(62)) {
+		t.Error("a listener that is off does not learn that another Usher has seen headers")
+	}
+}
+
+// An administrator who switches the reports off wants the listeners to follow their Service again.
+func TestFindingsDoNotCountWithoutReports(t *testing.T) {
+	a := newAPIServer(t)
+	on := serviceState{}.afterRevision(readIntent(versioned(service("true", 0), 1).service), start)
+	l := on.Ports[8080]
+	l.Finding = l.Finding.withResult(foundNone, observation{}, at(1))
+	on.Ports[8080] = l
+	a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": encodeState(on)}}
+	a.set(service("true", 0))
+	_, published, _ := a.watchReports(t)
+	await(t, published, settings.Permissive, "connections come without a PROXY header")
+	await(t, a.watchEdge(t, "record"), settings.Strict, "")
+}
+
+// waitFinding waits until a finding is recorded.
+func (a *apiServer) waitFinding(t *testing.T, want func(*finding) bool) {
+	t.Helper()
+	for {
+		a.mu.Lock()
+		state, changed := decodeState(a.record.Data["consul.edge"]), a.changed
+		a.mu.Unlock()
+		if want(state.Ports[8080].Finding) {
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("the finding was not recorded, but %+v", state)
+		}
+	}
+}
+
+// A finding must not be lost because an Usher that does not know findings writes the record.
+func TestFindingSurvivesAnOlderUsher(t *testing.T) {
+	on := versioned(service("true", 0), 1)
+	r := newTestReconciler(t)
+	older := r.observeRecorded(30, on, "") // an older Usher records no findings
+	r.state.Ports[8080] = listenerState{
+		portIntent: r.state.Ports[8080].portIntent, Changed: r.state.Ports[8080].Changed, Modified: r.state.Ports[8080].Modified,
+		Finding: (*finding)(nil).withResult(foundNone, observation{}, at(30)),
+	}
+	withFinding := encodeState(r.state)
+	restarted := newTestReconciler(t)
+	if again := restarted.observeRecorded(40, on, withFinding); again != withFinding {
+		t.Errorf("a restarted Usher has recorded\n%s instead of\n%s", again, withFinding)
+	}
+	restarted.wantMode(settings.Permissive)
+	label := versioned(service("true", 0), 2)
+	if after := r.observeRecorded(50, label, older); !decodeState(after).Ports[8080].Finding.found(foundNone) {
+		t.Errorf("after an older Usher has written, %s is recorded", after)
+	}
+	later := strings.Replace(older, `"resourceVersion":"1"`, `"resourceVersion":"3"`, 1)
+	if after := r.observeRecorded(51, label, later); !decodeState(after).Ports[8080].Finding.found(foundNone) {
+		t.Errorf("after an older Usher has written a later revision, %s is recorded", after)
+	}
+	var old struct { // what an older Usher reads
+		Ports map[int]struct{ State proxyState }
+	}
+	if err := json.Unmarshal([]byte(withFinding), &old); err != nil || old.Ports[8080].State != proxyOn {
+		t.Errorf("an older Usher reads %+v, %v", old, err)
+	}
+}
+
+// Whichever of two Ushers reads the other's finding, both have the same afterwards.
+func TestUshersAgreeOnFindings(t *testing.T) {
+	first := (*finding)(nil).withResult(foundRefusals, observation{}, at(1))
+	later := (*finding)(nil).withResult(foundRefusals, observation{}, at(2))
+	none := (*finding)(nil).withResult(foundNone, observation{}, at(3))
+	strict := (*finding)(nil).withHeaders(at(0), at(5))
+	all := []*finding{
+		nil, first, later, none, strict, (*finding)(nil).withHeaders(at(0), at(6)), strict.withObjection(),
+		none.withHeaders(at(4), at(6)), none.withHeaders(at(4), at(7)), none.withHeaders(at(4), at(7)).withObjection(),
+	}
+	headers := (*finding)(nil).withUnexpectedHeaders(observation{}, at(1))
+	unexpected := []*finding{
+		nil, headers, (*finding)(nil).withUnexpectedHeaders(observation{}, at(2)), headers.withEnd(at(3), at(6)), headers.withEnd(at(3), at(7)),
+		headers.withEnd(at(3), at(6)).withObjection(), headers.withEnd(at(3), at(6)).withUnexpectedHeaders(observation{}, at(8)),
+	}
+	stateWith := func(state proxyState, f *finding) serviceState {
+		l := listenerState{portIntent: portIntent{State: state}, Changed: at(0), Finding: f}
+		return serviceState{ResourceVersion: "1", Ports: map[int]listenerState{8080: l}}
+	}
+	for state, all := range map[proxyState][]*finding{proxyOn: all, proxyOff: unexpected} {
+		for i, a := range all {
+			for j, b := range all {
+				one, other := stateWith(state, a), stateWith(state, b)
+				if x, y := one.newer(other).Ports[8080].Finding, other.newer(one).Ports[8080].Finding; x != y {
+					t.Errorf("of %d %+v and %d %+v, one Usher has %+v, and the other one %+v", i, a, j, b, x, y)
+				}
+			}
+		}
+	}
+	stateOf := func(f *finding) serviceState { return stateWith(proxyOn, f) }
+	for _, c := range []struct{ wins, loses *finding }{
+		{first, nil},
+		{none, first},
+		{first, later},
+		{none, strict},
+		{strict.withObjection(), strict},
+		{none.withHeaders(at(4), at(6)), none},
+		{headers, nil},
+		{headers.withEnd(at(3), at(6)), headers},
+		{headers.withEnd(at(3), at(7)), headers.withEnd(at(3), at(6))},
+	} {
+		if !c.wins.supersedes(c.loses) {
+			t.Errorf("%+v does not supersede %+v", c.wins, c.loses)
+		}
+	}
+	other := stateOf(none)
+	other.Ports[8080] = listenerState{portIntent: portIntent{State: proxyOn}, Changed: at(1), Finding: none}
+	if got := stateOf(nil).newer(other).Ports[8080].Finding; got != nil {
+		t.Errorf("the finding %+v is of another change of the Service", got)
+	}
 }

@@ -26,8 +26,10 @@ type serviceState struct {
 type listenerState struct {
 	portIntent            // the last one whose state was known
 	Changed     time.Time `json:"changed,omitzero"`     // when it changed to that; zero: there is no grace period
-	Modified    time.Time `json:"modified,omitzero"`    // of the revision of the Service that changed it
+	Modified    time.Time `json:"modified,omitzero"`    // of the last revision of the Service that was read
 	FrozenSince time.Time `json:"frozenSince,omitzero"` // since when the intent is unknown, and the mode stays
+	// Finding is what connections have shown since then. Nil: nothing that changes the mode.
+	Finding *finding `json:"finding,omitempty"`
 
 	annotationRemoved bool // the annotation was removed, and the cloud does not follow that
 }
@@ -65,22 +67,29 @@ func (s serviceState) afterRevision(intent serviceIntent, now time.Time) service
 
 func (l listenerState) afterIntent(intent portIntent, modified, now time.Time) listenerState {
 	if intent.State == proxyUnknown {
+		l.Modified = modified
+		if intent.RemovalProblem != (problem.Problem{}) {
+			l.RemovalProblem = intent.RemovalProblem
+		}
 		return l.freeze(now)
 	}
-	if intent.unset && l.State == proxyOn && l.RemovalProblem != (problem.Problem{}) {
-		l.annotationRemoved, l.FrozenSince = true, time.Time{}
+	if intent.unset && l.RemovalProblem != (problem.Problem{}) {
+		l.annotationRemoved = true
+		if l.State == proxyOn {
+			l.FrozenSince = time.Time{}
+		}
 		return l
 	}
 	next := listenerState{portIntent: intent, Modified: modified}
 	switch {
 	case intent.State == proxyMixed: // permissive for as long as it is
 	case intent.State == proxyOn && l.State == proxyOn && l.Version == intent.Version && !l.mayHaveMissedChange(intent):
-		next.Changed = l.Changed // something else has changed, if anything
-	case intent.State == proxyOn: // switched on
+		next.Changed, next.Finding = l.Changed, l.Finding // something else has changed, if anything
+	case intent.State == proxyOn && (l.Modified.IsZero() || intent.since.After(l.Modified)): // switched on
 		next.Changed = intent.since
-	case l.State == proxyOff: // still off
-		next.Changed = l.Changed
-	case l.State == proxyOn || l.State == proxyMixed: // switched off
+	case l.State == proxyOff && intent.State == proxyOff: // still off
+		next.Changed, next.Finding = l.Changed, l.Finding
+	case intent.State == proxyOn || l.State == proxyOn || l.State == proxyMixed: // switched on or off by a removal
 		next.Changed = now
 		if modified.After(l.Modified) {
 			next.Changed = modified // the same for all Ushers
@@ -124,9 +133,10 @@ func (l listenerState) freeze(now time.Time) listenerState {
 // frozen reports whether it is unknown what the Service asks for. OtherPorts are frozen with all the others.
 func (s serviceState) frozen() bool { return !s.OtherPorts.FrozenSince.IsZero() }
 
-// newer returns the newer one of two states. The deletion of a Service has no ResourceVersion: the state that is frozen
-// is the newer one then.
+// newer returns the newer one of two states, with the last findings of both. The deletion of a Service has no
+// ResourceVersion: the state that is frozen is the newer one then.
 func (s serviceState) newer(recorded serviceState) serviceState {
+	s, recorded = s.withFindings(recorded), recorded.withFindings(s)
 	switch {
 	case recorded.ResourceVersion == "":
 		return s
@@ -155,6 +165,10 @@ func (l listenerState) mode(grace time.Duration, now time.Time) (settings.Mode, 
 	switch {
 	case l.State == proxyMixed:
 		return settings.Permissive, time.Time{}
+	case l.State == proxyOn && l.Finding != nil && (!l.Finding.FollowsFrom.IsZero() || l.Finding.Result != foundNothing):
+		return l.modeByFinding(settings.Strict, now)
+	case l.State == proxyOff && l.Finding != nil:
+		return l.modeByFinding(settings.Off, now)
 	case l.State == proxyOff && (l.Changed.IsZero() || !inGrace):
 		return settings.Off, time.Time{}
 	case l.State == proxyOn && !inGrace:
@@ -163,6 +177,26 @@ func (l listenerState) mode(grace time.Duration, now time.Time) (settings.Mode, 
 		return settings.Permissive, end
 	}
 	return "", time.Time{}
+}
+
+// modeByFinding is mode for a listener whose connections decide whether it has the mode that its Service asks for. It does
+// not get that mode while it is unknown what the Service asks for.
+func (l listenerState) modeByFinding(asked settings.Mode, now time.Time) (settings.Mode, time.Time) {
+	switch isFrozen := !l.FrozenSince.IsZero(); {
+	case isFrozen && l.Finding.follows(l.FrozenSince) || !isFrozen && l.Finding.follows(now):
+		return asked, time.Time{}
+	case isFrozen:
+		return settings.Permissive, time.Time{}
+	}
+	return settings.Permissive, l.Finding.FollowsFrom
+}
+
+// reason returns what connections have shown, if that decides the mode, else an empty text.
+func (l listenerState) reason(now time.Time) string {
+	if f := l.Finding; f.follows(now) || f != nil && f.Result != foundNothing {
+		return f.text(now)
+	}
+	return ""
 }
 
 // balancer returns what follows from the state for listeners, and the end of each grace period, by port. Listeners that
@@ -174,7 +208,8 @@ func (s serviceState) balancer(grace time.Duration, now time.Time) (*gateway.Bal
 		if !end.IsZero() {
 			ends[port] = end
 		}
-		return gateway.PortState{Mode: mode, ProxyVersion: l.Version}
+		onlyTrusted := l.State == proxyOff && l.Finding != nil && mode == settings.Permissive
+		return gateway.PortState{Mode: mode, ProxyVersion: l.Version, OnlyTrusted: onlyTrusted, GraceEnd: end, Reason: l.reason(now)}
 	}
 	b := &gateway.Balancer{
 		Ports: map[int]gateway.PortState{}, OtherPorts: stateOf(0, s.OtherPorts), PreservesClientIP: s.PreservesClientIP,

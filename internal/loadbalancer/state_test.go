@@ -35,7 +35,7 @@ func service(value string, set float64) *corev1.Service {
 	s.CreationTimestamp = metav1.NewTime(start)
 	s.ManagedFields = []metav1.ManagedFieldsEntry{managed("helm", 0, `{"f:spec": {"f:type": {}}}`)}
 	if value != "" {
-		s.Annotations = map[string]string{digital: value}
+		s.Annotations = map[string]string{digital: value, doPrefix + "type": "REGIONAL"}
 		s.ManagedFields = append(s.ManagedFields, managed("kubectl-annotate", set, fmt.Sprintf(`{"f:metadata": {"f:annotations": {"f:%s": {}}}}`, digital)))
 	}
 	return s
@@ -50,14 +50,19 @@ func managed(manager string, minute float64, fields string) metav1.ManagedFields
 type testReconciler struct {
 	*reconciler
 	t    *testing.T
-	now  time.Time
+	time time.Time
 	last *gateway.Balancer // what was put last
 }
 
 func newTestReconciler(t *testing.T) *testReconciler {
-	r := &testReconciler{t: t, now: start}
 	o := Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
-	r.reconciler = newReconciler(o, edge, func(b *gateway.Balancer) { r.last = b })
+	return newTestReconcilerWith(t, o, start)
+}
+
+// newTestReconcilerWith returns a reconciler that starts at a time.
+func newTestReconcilerWith(t *testing.T, o Options, at time.Time) *testReconciler {
+	r := &testReconciler{t: t, time: at}
+	r.reconciler = newReconciler(o, edge, func(b *gateway.Balancer) { r.last = b }, func() time.Time { return r.time })
 	return r
 }
 
@@ -75,17 +80,17 @@ func (r *testReconciler) observeWith(minute float64, e serviceEvent, recorded se
 
 // advanceTo sets the clock to a minute.
 func (r *testReconciler) advanceTo(minute float64) time.Duration {
-	r.now = at(minute)
-	return r.publish(r.now)
+	r.time = at(minute)
+	return r.publish(r.time)
 }
 
 func (r *testReconciler) wantMode(want settings.Mode) {
 	r.t.Helper()
 	if r.last == nil {
-		r.t.Fatalf("at %s: nothing is known, want mode %q", r.now.Sub(start), want)
+		r.t.Fatalf("at %s: nothing is known, want mode %q", r.time.Sub(start), want)
 	}
 	if got := r.last.ForPort(8080).Mode; got != want {
-		r.t.Errorf("at %s: mode %q, want %q", r.now.Sub(start), got, want)
+		r.t.Errorf("at %s: mode %q, want %q", r.time.Sub(start), got, want)
 	}
 }
 
@@ -99,7 +104,7 @@ func (r *testReconciler) wantGracePeriod(metric, warning string) {
 	if !strings.Contains(string(text), metric+"\n") {
 		r.t.Errorf("the metrics lack %s:\n%s", metric, text)
 	}
-	if got := r.Metrics.warning(r.now); !strings.Contains(got, warning) {
+	if got := r.Metrics.warning(r.time); !strings.Contains(got, warning) {
 		r.t.Errorf("the warning is %q and lacks %q", got, warning)
 	}
 }
@@ -114,18 +119,24 @@ func TestListenerIsPermissiveForAGracePeriodAfterHeadersAreSwitchedOn(t *testing
 		t.Errorf("wakes up after %v, want 10m", wake)
 	}
 	r.wantMode(settings.Permissive)
-	metric := fmt.Sprintf(`usher_kubernetes_grace_end_timestamp_seconds{namespace="consul",port="8080",service="edge"} %.6e`, float64(at(70).Unix()))
+	metric := fmt.Sprintf(`usher_kubernetes_grace_end_timestamp_seconds{kubernetes_namespace="consul",kubernetes_service="edge",port="8080"} %.6e`, float64(at(70).Unix()))
 	r.wantGracePeriod(metric, "Service consul/edge, listener 8080: grace period until 13:10Z (10m0s left); connections")
+	if end := r.last.ForPort(8080).GraceEnd; !end.Equal(at(70)) {
+		t.Errorf("the mode lasts until %v, want until %v", end, at(70))
+	}
 	if wake := r.advanceTo(69.9); wake.Round(time.Second) != 6*time.Second {
 		t.Errorf("wakes up after %v, want 6s", wake)
 	}
 	r.wantMode(settings.Permissive)
 	r.advanceTo(70)
 	r.wantMode(settings.Strict)
+	if end := r.last.ForPort(8080).GraceEnd; !end.IsZero() {
+		t.Errorf("after the grace period it ends at %v", end)
+	}
 	if n := testutil.CollectAndCount(r.Metrics.graceEnd); n != 0 {
 		t.Errorf("%d series after the end of the grace period, want none", n)
 	}
-	if got := r.Metrics.warning(r.now); got != "" {
+	if got := r.Metrics.warning(r.time); got != "" {
 		t.Errorf("after the end the warning is %q", got)
 	}
 }
@@ -343,7 +354,7 @@ func TestIntentIsAsOldAsItsOldestManager(t *testing.T) {
 		"no single annotation":       {[]metav1.ManagedFieldsEntry{managed("a", 5, `{"f:metadata": {"f:annotations": {".": {}}}}`)}, 0},
 	} {
 		s := service("", 0)
-		s.Annotations, s.ManagedFields = map[string]string{digital: "true"}, c.entries
+		s.Annotations, s.ManagedFields = withValue(digital, "true").Annotations, c.entries
 		if got := readIntent(s).ports[8080].since; !got.Equal(at(c.want)) {
 			t.Errorf("%s: since %s, want minute %v", name, got.Sub(start), c.want)
 		}
@@ -353,7 +364,7 @@ func TestIntentIsAsOldAsItsOldestManager(t *testing.T) {
 // mixedService has two ports of one listener, with headers on one of them.
 func mixedService() *corev1.Service {
 	s := service("", 0)
-	s.Annotations = map[string]string{awsPorts: "80"}
+	s.Annotations, s.Spec.LoadBalancerClass = map[string]string{awsPorts: "80"}, new(awsClass)
 	s.Spec.Ports[1].TargetPort = s.Spec.Ports[0].TargetPort
 	return s
 }
@@ -383,6 +394,81 @@ func TestListenerBehindPortsThatDisagreeIsPermissive(t *testing.T) {
 	r.wantMode(settings.Permissive)
 	r.advanceTo(910)
 	r.wantMode(settings.Strict)
+}
+
+// An annotation that was there before is honoured because another one is gone, whose removal has left no time.
+func TestAnnotationThatIsHonouredFromNowOnStartsAGracePeriod(t *testing.T) {
+	const forwardedFor = "loadbalancer.openstack.org/x-forwarded-for"
+	for name, c := range map[string]struct {
+		annotation, other, before, after string
+		was                              settings.Mode
+	}{
+		"ignored before":     {digital, doPrefix + "type", "REGIONAL_NETWORK", "REGIONAL", settings.Off},
+		"unclear before":     {openstack, forwardedFor, "true", "", ""},
+		"not decided before": {digital, doPrefix + "type", "", "REGIONAL", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			revision := func(value string) serviceEvent {
+				s := service("", 0)
+				s.Annotations = map[string]string{c.annotation: "true"}
+				if value != "" {
+					s.Annotations[c.other] = value
+				}
+				s.ManagedFields = append(s.ManagedFields, owns("helm", -60, c.annotation))
+				return serviceIs(s)
+			}
+			r := newTestReconciler(t)
+			r.observeAt(30, revision(c.before))
+			r.wantMode(c.was)
+			r.observeAt(60, revision(c.after))
+			r.wantMode(settings.Permissive)
+			r.advanceTo(70)
+			r.wantMode(settings.Strict)
+		})
+	}
+}
+
+// An annotation that stays is not honoured any more.
+func TestAnnotationThatIsIgnoredFromNowOnStartsAGracePeriod(t *testing.T) {
+	r := newTestReconciler(t)
+	r.observeAt(30, serviceIs(service("true", -60)))
+	r.wantMode(settings.Strict)
+	ignored := service("true", -60)
+	ignored.Annotations[doPrefix+"type"] = "REGIONAL_NETWORK"
+	ignored.ManagedFields = append(ignored.ManagedFields, owns("kubectl-annotate", 60, doPrefix+"type"))
+	r.observeAt(60, serviceIs(ignored))
+	r.wantMode(settings.Permissive)
+	r.advanceTo(70)
+	r.wantMode(settings.Off)
+}
+
+// The controller in Kubernetes may have set the attribute, and then leaves it set.
+func TestRemovalOfAnUnclearAnnotationIsUnclear(t *testing.T) {
+	nlb := func(attributes string) serviceEvent {
+		s := service("", 0)
+		s.Annotations = map[string]string{awsType: "nlb"}
+		if attributes != "" {
+			s.Annotations[awsAttributes] = attributes
+		}
+		return serviceIs(s)
+	}
+	r := newTestReconciler(t)
+	r.observeAt(1, nlb(""))
+	r.wantMode(settings.Off)
+	r.observeAt(2, nlb(awsPPV2+"=true"))
+	r.observeAt(3, nlb(""))
+	r.wantMode(settings.Off)
+	if len(r.last.Problems) != 1 || !strings.Contains(r.last.Problems[0].What, `set it to "proxy_protocol_v2.enabled=false"`) {
+		t.Errorf("problems %v, want one about the removal", r.last.Problems)
+	}
+	r.observeAt(4, nlb(awsPPV2+"=false"))
+	if len(r.last.Problems) != 0 {
+		t.Errorf("problems %v after it was switched off", r.last.Problems)
+	}
+	fresh := newTestReconciler(t)
+	fresh.observeAt(2, nlb(awsPPV2+"=true"))
+	fresh.observeAt(3, nlb(""))
+	fresh.wantMode("")
 }
 
 func TestBalancerPreservesClientIP(t *testing.T) {
@@ -453,7 +539,7 @@ func TestRemovalThatTheCloudDoesNotFollow(t *testing.T) {
 	with := func(value string, version int) serviceEvent {
 		s := service("", 0)
 		if value != "" {
-			s.Annotations = map[string]string{key: value}
+			s.Annotations = withValue(key, value).Annotations
 		}
 		return versioned(s, version)
 	}

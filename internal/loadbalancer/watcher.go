@@ -11,10 +11,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
+	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/kubeapi"
 	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // DefaultGrace is how long a cloud gets to follow a change of a Service.
@@ -31,6 +34,8 @@ type Options struct {
 	// Record is the ConfigMap of the record. It must exist. Zero: there is no record, and a restarted Usher has only
 	// the history that the API server keeps.
 	Record types.NamespacedName
+	// Evidence reports what connections show. Nil: listeners go by their Service alone.
+	Evidence EvidenceSource
 }
 
 // Watcher watches Services. Use NewWatcher; the methods may be called from any goroutine.
@@ -44,17 +49,21 @@ func NewWatcher(o Options) *Watcher { return &Watcher{o} }
 // Warning returns a line for each listener in a grace period; empty if there is none.
 func (w *Watcher) Warning() string { return w.o.Metrics.warning(time.Now()) }
 
-// Watch calls put with what follows from a Service for listeners, whenever that changes, until ctx ends; put must not
-// block. It calls put first after the first answer or error of the API server.
-func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put func(*gateway.Balancer)) {
+// Watch calls put with what follows from a Service for the listeners of a gateway, whenever that changes, until ctx
+// ends; put must not block. It calls put first after the first answer or error of the API server.
+func (w *Watcher) Watch(ctx context.Context, of gateway.ID, id gateway.KubernetesService, put func(*gateway.Balancer)) {
 	watcher := &serviceWatcher{client: w.o.Client, log: w.o.Logger, id: id, events: latest.New[serviceEvent]()}
 	var running sync.WaitGroup
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	running.Go(func() { watcher.run(ctx) })
+	reports := latest.New[evidence.Ports]()
+	if w.o.Evidence != nil {
+		running.Go(func() { w.watchEvidence(ctx, of, id, reports.Put) })
+	}
 
-	r := newReconciler(w.o, id, put)
+	r := newReconciler(w.o, id, put, time.Now)
 	defer r.Metrics.update(id, false, nil)
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
@@ -63,34 +72,79 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 		case <-ctx.Done():
 			return
 		case r.event = <-watcher.events.C():
-			r.pending = true
+			r.pending, r.started = true, true
+		case ports := <-reports.C():
+			r.observe(ports)
 		case <-timer.C:
 		}
-		timer.Reset(r.step(ctx))
+		if r.started {
+			timer.Reset(r.step(ctx))
+		}
+	}
+}
+
+// watchEvidence watches what connections show, until ctx ends. After a panic it starts again.
+func (w *Watcher) watchEvidence(ctx context.Context, of gateway.ID, id gateway.KubernetesService, put func(evidence.Ports)) {
+	for ctx.Err() == nil {
+		err := guard.Run(w.o.Logger, "evidence", func() error {
+			w.o.Evidence.Watch(ctx, of, id, put)
+			return nil
+		})
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryDelay):
+		}
 	}
 }
 
 // idle is how long a reconciler sleeps when only an event can wake it.
 const idle = time.Hour
 
-// reconciler turns the events of one Service into what follows for listeners. It has no goroutine.
+// reconciler turns the events of one Service, and what its connections show, into what follows for listeners. It has no
+// goroutine.
 type reconciler struct {
 	Options
 	id  gateway.KubernetesService
 	put func(*gateway.Balancer)
+	now func() time.Time
 
 	event   serviceEvent // the last one
+	started bool         // there was an event
 	pending bool         // event is not applied yet
 	state   serviceState
+
+	watchedSince time.Time                // since when there would be reports about connections
+	observed     map[int]observation      // what they show, by port
+	sightings    map[sightingKey]sighting // what problems about them say
+	unshared     bool                     // state has a finding that may not be recorded
+	nextShare    time.Time                // when to look for the findings of other replicas
 
 	problems       []problem.Problem // of the Service
 	recordProblems []problem.Problem // why the other replicas may not have the state
 	panicProblems  []problem.Problem // the panic while event was applied
 	published      *gateway.Balancer // what was put last; before that, without ports
+	reasons        map[int]string    // what connections had shown when a mode changed last, where that decided, by port
 }
 
-func newReconciler(o Options, id gateway.KubernetesService, put func(*gateway.Balancer)) *reconciler {
-	return &reconciler{Options: o, id: id, put: put, published: &gateway.Balancer{}}
+func newReconciler(o Options, id gateway.KubernetesService, put func(*gateway.Balancer), now func() time.Time) *reconciler {
+	return &reconciler{
+		Options: o, id: id, put: put, now: now, watchedSince: now(), published: &gateway.Balancer{},
+		observed: map[int]observation{}, sightings: map[sightingKey]sighting{}, reasons: map[int]string{},
+	}
+}
+
+// observe stores reports about connections for the next step. Their ports are all that Envoys have reported of late.
+func (r *reconciler) observe(ports evidence.Ports) {
+	for port, summary := range ports {
+		o, known := r.observed[port]
+		if !known {
+			o.watchedSince = r.watchedSince
+		}
+		r.observed[port] = o.after(summary)
+	}
 }
 
 // step applies a pending event, publishes what follows now, and returns when to call it again.
@@ -100,7 +154,15 @@ func (r *reconciler) step(ctx context.Context) (wake time.Duration) {
 			r.applyEvent(ctx)
 		}
 		r.pending, r.panicProblems = false, nil
-		wake = r.publish(time.Now())
+		r.applyEvidence(r.now())
+		if r.followsAgain(r.now()) && r.sharesFindings() {
+			r.share(ctx)
+		}
+		wake = r.publish(r.now())
+		if r.mustShare(r.now()) {
+			r.share(ctx)
+			wake = r.publish(r.now())
+		}
 		return nil
 	})
 	if err != nil {
@@ -113,12 +175,15 @@ func (r *reconciler) step(ctx context.Context) (wake time.Duration) {
 // applyEvent applies the last event to the state, and to the record. Only at the first event do listeners wait for the
 // API server's history and for the record: later, Usher publishes what it knows before it reads the record.
 func (r *reconciler) applyEvent(ctx context.Context) {
-	now, last := time.Now().UTC(), r.state
+	now, last := r.now().UTC(), r.state
 	if r.event.err == nil && r.event.service != nil && last.Ports == nil {
 		last = last.replay(readHistory(ctx, r.Client, r.event.service), now)
 	}
 	intent := r.readEvent()
 	apply := func(recorded serviceState) serviceState {
+		if r.Evidence == nil { // other replicas may have one, or this one before
+			recorded = recorded.withoutFindings()
+		}
 		r.state = last.afterEvent(recorded, intent, now)
 		return r.state
 	}
@@ -127,16 +192,73 @@ func (r *reconciler) applyEvent(ctx context.Context) {
 		return
 	}
 	if last.ResourceVersion != "" {
-		r.publish(time.Now())
+		r.publish(r.now())
 	}
 	r.recordProblems = nil
-	configMap := record{client: r.Client, log: r.Logger, at: r.Record}
-	if err := configMap.update(ctx, r.id, apply); err != nil {
-		r.recordProblems = []problem.Problem{configMap.problem(err)}
+	if r.updateRecord(ctx, apply) != nil {
 		if last.ResourceVersion == "" {
 			r.state.ResourceVersion = "" // so any recorded state takes precedence once it can be read
 		}
 	}
+}
+
+// updateRecord updates the record and sets its problems.
+func (r *reconciler) updateRecord(ctx context.Context, next func(recorded serviceState) serviceState) error {
+	configMap := newRecord(r.Client, r.Logger, r.Record)
+	err := configMap.update(ctx, r.id, next)
+	r.nextShare = r.now().Add(shareInterval)
+	if err != nil {
+		r.recordProblems = []problem.Problem{configMap.problem(err)}
+	}
+	return err
+}
+
+// shareInterval is how often a replica reads the findings of the others. Its listeners do not wait for them: it goes by
+// the connections that its own Envoys report, too.
+const shareInterval = 30 * time.Second
+
+// mustShare reports whether to exchange findings with the other replicas. After a problem with the record, or while the
+// API server does not answer, applyEvent does it once it can.
+func (r *reconciler) mustShare(now time.Time) bool {
+	return r.sharesFindings() && (r.unshared || !now.Before(r.nextShare))
+}
+
+func (r *reconciler) sharesFindings() bool {
+	if r.Evidence == nil || r.Record == (types.NamespacedName{}) || r.event.err != nil || len(r.recordProblems) > 0 {
+		return false
+	}
+	for _, l := range r.state.Ports { // also one that this Usher has seen no connections to: others may have
+		if l.State == proxyOn || l.State == proxyOff {
+			return true
+		}
+	}
+	return false
+}
+
+// followsAgain reports whether a listener would become strict now, or off because headers have stopped. Other replicas may
+// know why it must not. In all other cases, listeners do not wait for the record.
+func (r *reconciler) followsAgain(now time.Time) bool {
+	for port, l := range r.state.Ports {
+		mode, _ := l.mode(r.Grace, now)
+		follows := mode == settings.Strict || mode == settings.Off && l.Finding != nil
+		if last := r.published.ForPort(port).Mode; follows && last != mode && last != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// share exchanges findings with the other replicas. It writes only if the record lacks one.
+func (r *reconciler) share(ctx context.Context) {
+	err := r.updateRecord(ctx, func(recorded serviceState) serviceState {
+		recorded = recorded.plausible(r.now())
+		if recorded.ResourceVersion == "" {
+			return r.state
+		}
+		r.state = r.state.withFindings(recorded)
+		return recorded.withFindings(r.state)
+	})
+	r.unshared = r.unshared && err != nil
 }
 
 // mustRecord reports whether the last event may be news for the other replicas.
@@ -152,7 +274,7 @@ func (r *reconciler) mustRecord(last serviceState) bool {
 func (r *reconciler) readEvent() *serviceIntent {
 	switch {
 	case r.event.err != nil:
-		r.problems = r.unknown(explainError(r.event.err, "get, list and watch on this Service (docs/kubernetes-role.yaml)"))
+		r.problems = r.unknown(kubeapi.Explain(r.event.err, "get, list and watch on this Service (docs/kubernetes-role.yaml)"))
 		return nil
 	case r.event.service == nil:
 		r.problems = r.unknown("Consul's catalog names this Service for the gateway, but this Kubernetes cluster has none; " +
@@ -167,15 +289,17 @@ func (r *reconciler) readEvent() *serviceIntent {
 // unknown returns the problem of why it is unknown what the Service asks for.
 func (r *reconciler) unknown(why string) []problem.Problem {
 	return []problem.Problem{{
-		Where: serviceName(r.id.Namespace, r.id.Name),
+		Where: r.id.String(),
 		What:  why + ". Meanwhile, listeners with mode auto keep their mode, and listeners that have no mode yet are held back",
 	}}
 }
 
 // publish puts what follows from the state now, if that is new, and returns when it may change without another event.
 func (r *reconciler) publish(now time.Time) time.Duration {
+	r.applyEvidence(now)
 	next, ends := r.state.balancer(r.Grace, now)
-	next.Problems = slices.Concat(r.problems, next.Problems, r.recordProblems, r.panicProblems)
+	sightingsEnd := r.updateSightings(now)
+	next.Problems = slices.Concat(r.problems, next.Problems, r.evidenceProblems(now), r.recordProblems, r.panicProblems)
 	r.Metrics.update(r.id, r.event.err != nil || r.event.service == nil, ends)
 	wake := idle
 	if len(r.recordProblems) > 0 {
@@ -184,12 +308,52 @@ func (r *reconciler) publish(now time.Time) time.Duration {
 	for _, end := range ends {
 		wake = min(wake, end.Sub(now))
 	}
+	for _, at := range append(r.evidenceTimes(), sightingsEnd, r.shareTime()) {
+		if at.After(now) {
+			wake = min(wake, at.Sub(now))
+		}
+	}
 	if !reflect.DeepEqual(r.published, next) {
 		r.logChanges(next, ends)
 		r.published = next
 		r.put(next)
 	}
 	return wake
+}
+
+// applyEvidence applies what connections show now to the state.
+func (r *reconciler) applyEvidence(now time.Time) {
+	before := r.state.Ports
+	r.state, r.observed = r.state.afterConnections(r.observed, r.policy(), now)
+	for port, l := range r.state.Ports {
+		r.unshared = r.unshared || l.Finding != before[port].Finding
+	}
+}
+
+func (r *reconciler) policy() policy {
+	return policy{grace: r.Grace, hasRecord: r.Record != (types.NamespacedName{})}
+}
+
+// evidenceTimes returns when listeners become strict, or off again, if connections go on as they are, and when it becomes a
+// problem that they do not.
+func (r *reconciler) evidenceTimes() []time.Time {
+	var times []time.Time
+	for port, l := range r.state.Ports {
+		o, p := r.observed[port], r.policy()
+		times = append(times, l.strictAt(o, p), l.offAt(o, p), l.unexplainedAt(o, p))
+		if f := l.Finding; f != nil && f.Result == foundNone {
+			times = append(times, l.Changed.Add(r.Grace))
+		}
+	}
+	return times
+}
+
+// shareTime returns when to exchange findings; zero: never.
+func (r *reconciler) shareTime() time.Time {
+	if !r.sharesFindings() {
+		return time.Time{}
+	}
+	return r.nextShare
 }
 
 // keepAfterPanic puts what was put last, with a problem about a panic.
@@ -206,13 +370,30 @@ func (r *reconciler) keepAfterPanic(err error) {
 // logChanges logs each listener whose mode changes.
 func (r *reconciler) logChanges(next *gateway.Balancer, ends map[int]time.Time) {
 	for port, state := range next.Ports {
-		if r.published.Ports[port] == state || state.Mode == "" {
+		last := r.published.Ports[port]
+		if last.Mode == state.Mode && last.ProxyVersion == state.ProxyVersion || state.Mode == "" {
 			continue
 		}
-		log := r.Logger.With("service", r.id.Namespace+"/"+r.id.Name, "port", port, "mode", string(state.Mode))
+		log := r.Logger.With("service", r.id.Namespace+"/"+r.id.Name, "port", port)
+		known := r.reasons[port]
+		r.reasons[port] = state.Reason
+		if state.Reason != known && state.Reason != "" {
+			r.logEvidence(log, last.Mode, state.Mode, state.Reason)
+			continue
+		}
+		log = log.With("mode", string(state.Mode))
 		if end, inGrace := ends[port]; inGrace {
 			log = log.With("until", end.UTC().Format(time.RFC3339))
 		}
 		log.Info("listener mode changed to match the load balancer")
 	}
+}
+
+// logEvidence logs a mode that changes because of what connections have shown.
+func (r *reconciler) logEvidence(log *slog.Logger, before, now settings.Mode, why string) {
+	write := log.Info
+	if now == settings.Permissive {
+		write = log.Warn
+	}
+	write("listener mode changed because of its connections", "from", string(before), "to", string(now), "why", why)
 }

@@ -21,12 +21,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/kubeapi"
 	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/apiserver"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -40,6 +40,7 @@ type apiServer struct {
 	refuses   bool
 	changed   chan struct{} // closed at each change
 	record    *corev1.ConfigMap
+	reads     int                     // of the record
 	stall     chan struct{}           // if not nil, requests for the record wait until it is closed
 	beforePut func(*corev1.ConfigMap) // if not nil, called once before the record is replaced
 	onMissing func()                  // if not nil, called at a request for a record that does not exist
@@ -130,7 +131,9 @@ func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}`)
 		return
 	}
+	a.reads++
 	if r.Method == http.MethodPut {
+		a.reads--
 		if a.beforePut != nil {
 			a.beforePut(a.record)
 			a.beforePut = nil
@@ -206,25 +209,10 @@ func (a *apiServer) options(t *testing.T, record string) Options {
 		o.Record = types.NamespacedName{Namespace: "consul", Name: record}
 	}
 	var err error
-	if o.Client, err = Connect(kubeconfig(t, a.URL)); err != nil {
+	if o.Client, err = kubeapi.Connect(apiserver.KubeconfigFor(t, a.URL)); err != nil {
 		t.Fatal(err)
 	}
 	return o
-}
-
-// kubeconfig returns the file for an API server at this URL.
-func kubeconfig(t *testing.T, url string) string {
-	t.Helper()
-	file := t.TempDir() + "/kubeconfig"
-	config := clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: url}},
-		Contexts:       map[string]*clientcmdapi.Context{"c": {Cluster: "c"}},
-		CurrentContext: "c",
-	}
-	if err := clientcmd.WriteToFile(config, file); err != nil {
-		t.Fatal(err)
-	}
-	return file
 }
 
 // edge is the Service of these tests.
@@ -238,7 +226,7 @@ func run(t *testing.T, o Options, id gateway.KubernetesService) (published <-cha
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		NewWatcher(o).Watch(ctx, id, func(b *gateway.Balancer) { out <- b })
+		NewWatcher(o).Watch(ctx, gateway.ID{Name: "edge"}, id, func(b *gateway.Balancer) { out <- b })
 	}()
 	stop = func() {
 		cancel()
@@ -282,7 +270,7 @@ func TestWatchFollowsAService(t *testing.T) {
 	await(t, published, settings.Off, "") // long ago, by the Service's own times
 	a.set(nil)
 	await(t, published, settings.Off, "Consul's catalog names this Service")
-	a.set(service("true", 0))
+	a.set(service("true", 2))
 	await(t, published, settings.Strict, "")
 	a.refuse(true)
 	await(t, published, settings.Strict, "give Usher get, list and watch on this Service")

@@ -1,7 +1,6 @@
 package settings
 
 import (
-	"errors"
 	"slices"
 	"strings"
 )
@@ -18,6 +17,7 @@ type ListenerProperties struct {
 // Conflict is a combination of settings that a listener refuses.
 type Conflict struct {
 	Doc     string // for documentation
+	Setting string // that has to change
 	Reason  string // one line: what is wrong and what to do; VERSION stands for the version that the load balancer sends
 	applies func(Listener, ListenerProperties) bool
 }
@@ -25,24 +25,27 @@ type Conflict struct {
 // Conflicts are all combinations that are refused.
 var Conflicts = []Conflict{
 	{
-		Doc: "`mode = \"permissive\"` with only one of the `versions`, on a tcp listener",
-		Reason: `usher.proxy_protocol.versions: with mode "permissive", the service would get a header of the missing version as data; ` +
+		Doc:     "`mode = \"permissive\"` with only one of the `versions`, on a tcp listener",
+		Setting: "proxy_protocol.versions",
+		Reason: `with mode "permissive", the service would get a header of the missing version as data; ` +
 			`use ["v1", "v2"], or mode "strict"`,
 		applies: func(l Listener, p ListenerProperties) bool {
 			return p.TCP && l.ProxyProtocol.Mode == Permissive && len(l.ProxyProtocol.Versions) < 2
 		},
 	},
 	{
-		Doc: "`versions` without the version that the load balancer sends, if its Service in Kubernetes says which one it is",
-		Reason: `usher.proxy_protocol.versions: the load balancer sends VERSION, which is not in versions, so Envoy would close every connection; ` +
+		Doc:     "`versions` without the version that the load balancer sends, if its Service in Kubernetes says which one it is",
+		Setting: "proxy_protocol.versions",
+		Reason: `the load balancer sends VERSION, which is not in versions, so Envoy would close every connection; ` +
 			`add "VERSION", or remove versions`,
 		applies: func(l Listener, p ListenerProperties) bool {
 			return l.ProxyProtocol.Enabled() && p.BalancerVersion != "" && !slices.Contains(l.ProxyProtocol.Versions, p.BalancerVersion)
 		},
 	},
 	{
-		Doc: "`trusted_cidrs` other than `\"any\"` behind a load balancer that preserves the clients' addresses (`preserve_client_ip.enabled=true`)",
-		Reason: `usher.proxy_protocol.trusted_cidrs: the load balancer preserves the clients' addresses, so no connection would come from these networks; ` +
+		Doc:     "`trusted_cidrs` other than `\"any\"` behind a load balancer that preserves the clients' addresses (`preserve_client_ip.enabled=true`)",
+		Setting: "proxy_protocol.trusted_cidrs",
+		Reason: `the load balancer preserves the clients' addresses, so no connection would come from these networks; ` +
 			`add preserve_client_ip.enabled=false to the Service's annotation service.beta.kubernetes.io/aws-load-balancer-target-group-attributes, ` +
 			`or use trusted_cidrs "any" (any address that reaches the port can then claim to be any client)`,
 		applies: func(l Listener, p ListenerProperties) bool {
@@ -50,8 +53,9 @@ var Conflicts = []Conflict{
 		},
 	},
 	{
-		Doc: "`server_speaks_first = \"yes\"` with `mode = \"permissive\"` or `\"strict\"`, on a tcp listener without TLS",
-		Reason: `usher.proxy_protocol.server_speaks_first: Envoy would wait for the client, and the client would wait for the service; ` +
+		Doc:     "`server_speaks_first = \"yes\"` with `mode = \"permissive\"` or `\"strict\"`, on a tcp listener without TLS",
+		Setting: "proxy_protocol.server_speaks_first",
+		Reason: `Envoy would wait for the client, and the client would wait for the service; ` +
 			`disable the headers for this port and use mode "off"; ` +
 			`or, if your load balancer sends the PROXY header as soon as it connects, use server_speaks_first "no" and mode "strict"`,
 		applies: func(l Listener, p ListenerProperties) bool {
@@ -59,19 +63,28 @@ var Conflicts = []Conflict{
 		},
 	},
 	{
-		Doc:    "`xff = \"overwrite\"` with `trusted_hops`, on an http, http2 or grpc listener",
-		Reason: `usher.client_address.xff: "overwrite" discards what the trusted hops wrote; use "append", or trusted_hops "none"`,
+		Doc:     "`xff = \"overwrite\"` with `trusted_hops`, on an http, http2 or grpc listener",
+		Setting: "client_address.xff",
+		Reason:  `"overwrite" discards what the trusted hops wrote; use "append", or trusted_hops "none"`,
 		applies: func(l Listener, p ListenerProperties) bool {
 			return !p.TCP && l.ClientAddress.XFF == XFFOverwrite && l.ClientAddress.TrustedHops.Uint32() > 0
 		},
 	},
+	{
+		Doc:     "`forwarded_port = \"trust\"` without `trusted_hops`, on an http, http2 or grpc listener",
+		Setting: "client_address.forwarded_port",
+		Reason:  `"trust" without trusted hops would believe every client; set trusted_hops, or use "connection"`,
+		applies: func(l Listener, p ListenerProperties) bool {
+			return !p.TCP && l.ClientAddress.ForwardedPort == ForwardedPortTrust && l.ClientAddress.TrustedHops.Uint32() == 0
+		},
+	},
 }
 
-// Check returns an error if a listener with these properties refuses the settings.
-func (l Listener) Check(p ListenerProperties) error {
+// Check returns why a listener with these properties refuses the settings; nil if it does not.
+func (l Listener) Check(p ListenerProperties) *RefusedError {
 	for _, c := range Conflicts {
 		if c.applies(l, p) {
-			return errors.New(strings.ReplaceAll(c.Reason, "VERSION", string(p.BalancerVersion)))
+			return &RefusedError{Setting: c.Setting, Reason: strings.ReplaceAll(c.Reason, "VERSION", string(p.BalancerVersion))}
 		}
 	}
 	return nil
@@ -90,7 +103,8 @@ func (p ProxyProtocol) TrustsAll() bool {
 // Enabled reports whether the listener looks for PROXY headers.
 func (p ProxyProtocol) Enabled() bool { return p.Mode != Off }
 
-// IsCustom reports whether a setting departs from Consul's own gateway.
+// IsCustom reports whether a setting departs from Consul's own gateway in where the client's address comes from. That of
+// X-Forwarded-Port changes nothing else.
 func (c ClientAddress) IsCustom() bool {
 	return c.XFF != XFFDefault || c.TrustedHops.Uint32() > 0 || c.ForwardedProto.Type != ForwardedProtoDefault
 }

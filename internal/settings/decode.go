@@ -3,6 +3,7 @@ package settings
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,6 +31,22 @@ func Decode(where string, raw any) (Settings, []problem.Problem) {
 		return Settings{}, d.problems
 	}
 	return s, nil
+}
+
+// CheckKeys returns a problem if an opaque config of Consul's has no key "usher", and one that looks like it. Keys that
+// inherited has, too, are left out. where names the config.
+func CheckKeys(where string, config, inherited map[string]any) []problem.Problem {
+	if _, set := config[Key]; set {
+		return nil
+	}
+	var d decoder
+	for _, key := range slices.Sorted(maps.Keys(config)) {
+		meant := problem.DidYouMean(key, []string{Key})
+		if _, both := inherited[key]; meant != "" && !both {
+			d.problem(strings.TrimPrefix(where+"."+key, "."), "neither Consul nor Usher knows this key"+meant+"; correct it; until then it has no effect")
+		}
+	}
+	return d.problems
 }
 
 // decoder walks decoded JSON or HCL and collects the problems in it.
@@ -134,14 +151,19 @@ func oneLine(text string) string {
 	}, text)
 }
 
-// describe names a value in a problem: the value itself if it is short and printable on one line, else its type.
+// mayHoldSecret matches what a message must not quote wherever it is: a user in an address, a header with its value, and a
+// cookie with its value. A name before a colon has five letters, which no part of an IPv6 address has.
+var mayHoldSecret = regexp.MustCompile(`[@=]|:.*\s|[A-Za-z-]{5}:\D`)
+
+// describe names a value in a problem: the value itself if it is short, printable on one line and cannot be a secret, else
+// its type.
 func describe(raw any) string {
 	switch v := raw.(type) {
 	case string:
-		if len(v) <= 64 {
+		if len(v) <= 64 && !mayHoldSecret.MatchString(v) {
 			return fmt.Sprintf("%q", v)
 		}
-		return fmt.Sprintf("a string of %d bytes", len(v))
+		return describeLength(v)
 	case bool, int, int64, float64:
 		return fmt.Sprint(v)
 	case []any, []map[string]any:
@@ -156,6 +178,9 @@ func describe(raw any) string {
 	}
 	return fmt.Sprintf("a value of type %T", raw)
 }
+
+// describeLength names a text in a problem without quoting it.
+func describeLength(text string) string { return fmt.Sprintf("a string of %d bytes", len(text)) }
 
 // quoted lists words in quotes: "a", "b" or "c" if last is " or ".
 func quoted[S ~string](words []S, last string) string {

@@ -16,7 +16,7 @@ func FuzzSettings(f *testing.F) {
 		"null", "[]", "{}", `[null]`, `"x"`, "1e999", `{"": 1}`, `{"a\u000db\u000a": {"c\u0000": 1}}`, `{"proxy_protocol": [{"mode": ["strict"]}]}`,
 		`{"proxy_protocol": {"mode": "strict", "versions": ["v1", null], "trusted_cidrs": ["10.0.0.0/8", "::/0", "x"], "upstream": "v2", "server_speaks_first": "no"}}`,
 		`{"proxy_protocol": {"tlvs": [{"type": "0xE4", "name": "tenant", "header": "x-tenant"}, {"type": -1}, {"type": 1e9}, null]}}`,
-		`{"client_address": {"xff": "append", "trusted_hops": 2.5, "forwarded_proto": {"https_ports": [443, -1, 1e30, "443"]}}}`,
+		`{"client_address": {"xff": "append", "trusted_hops": 2.5, "forwarded_port": "trust", "forwarded_proto": {"https_ports": [443, -1, 1e30, "443"]}}}`,
 		`{"listeners": {"8080": {"proxy_protocol": {"mode": "off"}}, "x": {}, "-1": null, "99999999999999999999": {}}}`,
 		`{"access_log": {"sinks": [{"file": {"path": "/x"}}, {"otlp": {"address": "a:1", "tls": {"ca": "x"}}}, {"stdout": {}}], "format": {"json": {"a": [1, {"b": null}]}}}}`,
 		`{"access_log": {"status_at_least": "500", "duration_at_least": "-5s", "response_flags": ["UH", 1], "header": {"name": "a"}, "expression": "x", "sample_per_mille": 1001, "redact_headers": "none"}}`,

@@ -17,10 +17,10 @@ import (
 // headerFilter accepts the word any, or an object.
 var headerFilter = objectOf("an object { name, value }; without value, the header only has to be there", func(o object) HeaderFilter {
 	return HeaderFilter{
-		Name:  required(o, "name", text(headerName, "the name of a request header in lower case")),
-		Value: optional(o, "value", text(regexp.MustCompile(`^[^\x00-\x1f\x7f]+$`), "a text without control characters")),
+		Name:  required(o, "name", text(headerName, "the name of a request header in lower case").hide()),
+		Value: optional(o, "value", text(regexp.MustCompile(`^[^\x00-\x1f\x7f]+$`), "a text without control characters").hide()),
 	}
-}, "name", "value").or("any", HeaderFilter{Name: AnyHeader})
+}, "name", "value").or("any", HeaderFilter{Name: AnyHeader}).hide()
 
 // expression accepts the word any, or the text of an expression.
 var expression = valueType[string]{
@@ -29,7 +29,7 @@ var expression = valueType[string]{
 		s, ok := raw.(string)
 		return s, ok && strings.TrimSpace(s) != "" && len(s) <= 4096
 	},
-}.or("any", AnyExpression)
+}.or("any", AnyExpression).hide()
 
 // logFormat accepts the name of a preset, or an object with one of the ways to write a format.
 var logFormat = valueType[LogFormat]{

@@ -20,7 +20,7 @@ func TestMessages(t *testing.T) {
 		`{"proxy_protocol": {"tlvs": ["alpn", {"type": "alnp"}, {"type": 256, "name": "X", "header": "X"}, {"name": "x"}, {"type": 228}]}}`,
 		`{"proxy_protocol": {"tlvs": {"type": "alpn", "header": "x-forwarded-for"}}}`,
 		`{"proxy_protocol": {"tlvs": [{"type": "alpn", "header": "a"}, {"type": 1, "name": "alpn", "header": "a"}]}}`,
-		`{"client_address": {"xff": "add", "trusted_hops": 33, "forwarded_proto": "https"}}`,
+		`{"client_address": {"xff": "add", "trusted_hops": 33, "forwarded_proto": "https", "forwarded_port": 443}}`,
 		`{"client_address": {"forwarded_proto": {"http_ports": 80, "https_ports": [0, 443]}}}`,
 		`{"client_address": {"forwarded_proto": {}}}`, `{"client_address": {"forwarded_proto": {"https_ports": []}}}`,
 		`{"access_log": {"sinks": "syslog", "format": "apache", "status_at_least": 99, "duration_at_least": "1us"}}`,
@@ -48,8 +48,11 @@ func TestMessages(t *testing.T) {
 			lines = append(lines, p.String())
 		}
 	}
+	for _, p := range CheckKeys(`proxy-defaults "global": Config`, map[string]any{"ushr": 1, "protocol": "http"}, nil) {
+		lines = append(lines, p.String())
+	}
 	for _, c := range Conflicts {
-		lines = append(lines, strings.ReplaceAll(c.Reason, "VERSION", "v1"))
+		lines = append(lines, strings.ReplaceAll((&RefusedError{Setting: c.Setting, Reason: c.Reason}).Error(), "VERSION", "v1"))
 	}
 	messages.Check(t, lines, "refuse", "problem")
 }

@@ -25,10 +25,12 @@ type Setting struct {
 	Accepts string // the values that are allowed
 	Default string // as it is written
 	Meaning string
+	Hidden  bool // a value may hold a secret: no message quotes it
 
 	byDefault any // the raw value of Default
 	decode    func(d *decoder, where string, raw any, into *Listener)
-	resolve   func(into *Listener, layers []*Listener) // takes it from the first layer that sets it
+	isSet     func(l *Listener) bool
+	copy      func(into, from *Listener)
 }
 
 func groupKeys() (keys []string) {
@@ -67,7 +69,9 @@ var proxyProtocolSettings = []Setting{
 		func(l *Listener) *[]netip.Prefix { return &l.ProxyProtocol.TrustedCIDRs },
 		"The addresses that your load balancers connect from. Only their PROXY headers are believed. "+
 			"With `strict`, connections from other addresses are closed. "+
-			"With `permissive`, they are served, and the client is the connecting address, whatever the header says."),
+			"With `permissive`, they are served, and the client is the connecting address, whatever the header says. "+
+			"With `auto` and `--connection-reports`, headers from these addresses make a listener `permissive` that would be `off` "+
+			"([load-balancers.md](load-balancers.md#what-connections-show))."),
 	setting("tlvs", "none", tlvs, func(l *Listener) *[]TLV { return &l.ProxyProtocol.TLVs },
 		"What else of a PROXY header of version 2 is logged, under `name`. With `header`, http services get the value in that request header, "+
 			"and Usher removes the header from requests of clients; `\"none\"` means no header. The types with names are listed below."),
@@ -84,7 +88,7 @@ var clientAddressSettings = []Setting{
 	setting("xff", "default", oneOf(XFFDefault, XFFAppend, XFFOverwrite),
 		func(l *Listener) *XFF { return &l.ClientAddress.XFF },
 		"What services get as X-Forwarded-For. `append`: what the client sent, followed by the client's address. `overwrite`: only the client's address. "+
-			"`default`: `append` if PROXY protocol or another setting of this group is on, otherwise what the client sent, as with Consul's own gateway."),
+			"`default`: `append` if PROXY protocol, `trusted_hops` or `forwarded_proto` is on, otherwise what the client sent, as with Consul's own gateway."),
 	setting("trusted_hops", "none", number[HopCount](1, 32).or("none", NoHops),
 		func(l *Listener) *HopCount { return &l.ClientAddress.TrustedHops },
 		"How many trusted proxies in front of the gateway append to X-Forwarded-For. Do not count load balancers that send PROXY headers. "+
@@ -94,6 +98,11 @@ var clientAddressSettings = []Setting{
 		"What services get as X-Forwarded-Proto. `connection`: `https` if the connection to the gateway uses TLS, otherwise `http`. `trust`: what the request says. "+
 			"`https_ports`: `https` if the connection uses TLS or the client connected to one of these ports (with PROXY protocol: ports of the load balancer), otherwise `http`. "+
 			"`default`: `trust` with trusted hops, otherwise `connection`."),
+	setting("forwarded_port", "default", oneOf(ForwardedPortDefault, ForwardedPortConnection, ForwardedPortTrust),
+		func(l *Listener) *ForwardedPort { return &l.ClientAddress.ForwardedPort },
+		"What services get as X-Forwarded-Port. `connection`: the port that the client connected to: with a PROXY header the load balancer's port, otherwise the listener's. "+
+			"`trust`: what the trusted hops say, or else the same as `connection`; it needs `trusted_hops`. "+
+			"With both, an address outside of `trusted_cidrs` gets the listener's own port. `default`: what the client sent, as with Consul's own gateway."),
 }
 
 var (
@@ -162,21 +171,15 @@ var accessLogSettings = []Setting{
 func setting[T any](key string, byDefault any, t valueType[T], field func(*Listener) *T, meaning string) Setting {
 	text, _ := json.Marshal(byDefault) // words and numbers: no error
 	return Setting{
-		Key: key, Accepts: t.accepts(), Default: strings.ReplaceAll(string(text), ",", ", "), Meaning: meaning,
+		Key: key, Accepts: t.accepts(), Default: strings.ReplaceAll(string(text), ",", ", "), Meaning: meaning, Hidden: t.hidden,
 		byDefault: byDefault,
 		decode: func(d *decoder, where string, raw any, into *Listener) {
 			if v, ok := t.decode(d, where, raw); ok {
 				*field(into) = v
 			}
 		},
-		resolve: func(into *Listener, layers []*Listener) {
-			for _, l := range layers {
-				if v := *field(l); !reflect.ValueOf(&v).Elem().IsZero() {
-					*field(into) = v
-					return
-				}
-			}
-		},
+		isSet: func(l *Listener) bool { return !reflect.ValueOf(field(l)).Elem().IsZero() },
+		copy:  func(into, from *Listener) { *field(into) = *field(from) },
 	}
 }
 

@@ -51,6 +51,7 @@ type ClientAddress struct {
 	XFF            XFF
 	TrustedHops    HopCount
 	ForwardedProto ForwardedProto
+	ForwardedPort  ForwardedPort
 }
 
 // Mode says which connections a listener accepts.
@@ -130,6 +131,16 @@ const (
 	ForwardedProtoPorts      ForwardedProtoType = "ports"      // the port that the client connected to
 )
 
+// ForwardedPort is where X-Forwarded-Port comes from.
+type ForwardedPort string
+
+// What decides about X-Forwarded-Port.
+const (
+	ForwardedPortDefault    ForwardedPort = "default"    // the request, as with Consul's own gateway
+	ForwardedPortConnection ForwardedPort = "connection" // the port that the client connected to
+	ForwardedPortTrust      ForwardedPort = "trust"      // the trusted hops, or else the port that the client connected to
+)
+
 // Layer is one place that settings come from, with its last valid content. The zero value sets nothing.
 type Layer struct {
 	Settings Settings
@@ -137,7 +148,16 @@ type Layer struct {
 	// that depend on it must not be built.
 	NeverValid bool
 
+	// Where names the layer in messages, such as "usher.hcl:3" or a config entry. It is empty if Places say it, and for the
+	// zero value.
+	Where string
+	At    problem.Position // of its beginning, if it is a block of the config file
+	// Places are where the settings are in a file, by their paths, such as "listeners.8080.proxy_protocol.mode". It has
+	// none of a layer that is not in a file.
+	Places map[string]problem.Position
+
 	valid bool // Settings are those of the last valid content
+	raw   any  // the last valid content as it was written
 }
 
 // Update returns the layer after its content became raw, the value of the key "usher" (nil if it is absent). where
@@ -147,7 +167,7 @@ func (l Layer) Update(where string, raw any) (Layer, []problem.Problem) {
 	s, problems := Decode(where, raw)
 	switch {
 	case len(problems) == 0:
-		return Layer{Settings: s, valid: true}, nil
+		return Layer{Settings: s, Where: where, valid: true, raw: raw}, nil
 	case l.valid:
 		return l, problems
 	default:
@@ -169,23 +189,19 @@ type File struct {
 //
 // known is false if a layer is NeverValid: it could set anything for this listener.
 func Resolve(port int, layers ...Layer) (l Listener, known bool) {
-	var bySpecificity []*Listener // the most specific first
-	for i := range slices.Backward(layers) {
-		if layers[i].NeverValid {
-			return Listener{}, false
-		}
-		if own, ok := layers[i].Settings.Listeners[port]; ok {
-			bySpecificity = append(bySpecificity, &own)
-		}
+	if !allKnown(layers) {
+		return Listener{}, false
 	}
-	for i := range slices.Backward(layers) {
-		bySpecificity = append(bySpecificity, &layers[i].Settings.Listener)
-	}
-	bySpecificity = append(bySpecificity, &defaults)
+	all := candidates(port, layers)
 	for _, group := range Groups {
 		for _, s := range group.Settings {
-			s.resolve(&l, bySpecificity)
+			s.copy(&l, s.firstOf(all).Listener)
 		}
 	}
 	return l, true
+}
+
+// allKnown reports whether no layer is NeverValid.
+func allKnown(layers []Layer) bool {
+	return !slices.ContainsFunc(layers, func(l Layer) bool { return l.NeverValid })
 }

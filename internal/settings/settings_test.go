@@ -60,6 +60,7 @@ func TestDecodeSettings(t *testing.T) {
 		"proto by word": {ca(obj{"forwarded_proto": "trust"}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoTrust}}})},
 		"proto by port": {ca(obj{"forwarded_proto": array{obj{"https_ports": array{8443.0, 443}}}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: []uint32{443, 8443}}}})},
 		"one port":      {ca(obj{"forwarded_proto": obj{"https_ports": int64(443)}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: []uint32{443}}}})},
+		"port by word":  {ca(obj{"forwarded_port": "connection"}), says(Listener{ClientAddress: ClientAddress{ForwardedPort: ForwardedPortConnection}})},
 		"listeners": {
 			obj{"listeners": array{obj{"8080": array{usher("strict")}, "9000": ca(obj{"xff": "append"})}}, "proxy_protocol": obj{"mode": "off"}},
 			Settings{
@@ -115,7 +116,8 @@ func TestBadSettingsAreProblems(t *testing.T) {
 				`x: usher.proxy_protocol.tlvs[2].type: this key is missing; use ` + known,
 			},
 		},
-		"a TLV in a header with a meaning": {pp(obj{"tlvs": obj{"type": "alpn", "header": "x-forwarded-for"}}), []string{`x: usher.proxy_protocol.tlvs.header: the header "x-forwarded-for" already has a meaning; use another one`}},
+		"a TLV in a header with a meaning":       {pp(obj{"tlvs": obj{"type": "alpn", "header": "x-forwarded-for"}}), []string{`x: usher.proxy_protocol.tlvs.header: the header "x-forwarded-for" already has a meaning; use another one`}},
+		"a TLV in the header of another setting": {pp(obj{"tlvs": obj{"type": "alpn", "header": "x-forwarded-port"}}), []string{`x: usher.proxy_protocol.tlvs.header: the header "x-forwarded-port" already has a meaning; use another one`}},
 		"TLVs twice": {
 			pp(obj{"tlvs": array{obj{"type": "alpn", "header": "a"}, obj{"type": 1, "name": "x"}, obj{"type": 7, "name": "x"}, obj{"type": 8, "name": "y", "header": "a"}}}),
 			[]string{
@@ -129,6 +131,7 @@ func TestBadSettingsAreProblems(t *testing.T) {
 		"proto by a port":     {ca(obj{"forwarded_proto": 443}), []string{`x: usher.client_address.forwarded_proto: 443 is not allowed; use "default", "connection", "trust" or an object { https_ports = [443] }`}},
 		"proto by ports":      {ca(obj{"forwarded_proto": obj{"https_ports": array{}, "http_ports": 80}}), []string{`x: usher.client_address.forwarded_proto.http_ports: this key is unknown (did you mean "https_ports"?); remove it, or use "https_ports"`, `x: usher.client_address.forwarded_proto.https_ports: an empty list is not allowed; use a list of port numbers, such as [443]`}},
 		"a port too high":     {ca(obj{"forwarded_proto": obj{"https_ports": array{443, 65536}}}), []string{`x: usher.client_address.forwarded_proto.https_ports[1]: 65536 is not allowed; use a number from 1 to 65535`}},
+		"a port as a boolean": {ca(obj{"forwarded_port": true}), []string{`x: usher.client_address.forwarded_port: true is not allowed; use "default", "connection" or "trust"`}},
 		"listeners": {
 			obj{"listeners": obj{"http": usher("off"), "8080": obj{"mode": "off"}, "08": usher("off"), "9000": usher("of")}},
 			[]string{
@@ -258,7 +261,7 @@ func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
 	initial, _ := Resolve(80)
 	want := Listener{
 		ProxyProtocol: ProxyProtocol{Mode: Strict, Versions: []Version{V1, V2}, TrustedCIDRs: AnyNetwork, TLVs: []TLV{}, Upstream: UpstreamNone, ServerSpeaksFirst: No},
-		ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops, ForwardedProto: ForwardedProto{Type: ForwardedProtoDefault}},
+		ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops, ForwardedProto: ForwardedProto{Type: ForwardedProtoDefault}, ForwardedPort: ForwardedPortDefault},
 		AccessLog:     initial.AccessLog,
 	}
 	if diff := cmp.Diff(want, got, comparePolicies); diff != "" {
@@ -280,6 +283,7 @@ func TestConflictsAreRefused(t *testing.T) {
 	greets, off := policy(pp(obj{"mode": "strict", "server_speaks_first": "yes"})), policy(pp(obj{"mode": "off", "server_speaks_first": "yes"}))
 	listed := policy(pp(obj{"mode": "strict", "trusted_cidrs": "10.0.0.0/8"}))
 	overwrite := policy(ca(obj{"xff": "overwrite", "trusted_hops": 1}))
+	trustPort, hopPort := policy(ca(obj{"forwarded_port": "trust"})), policy(ca(obj{"forwarded_port": "trust", "trusted_hops": 1}))
 	for name, tc := range map[string]struct {
 		policy  Listener
 		traffic ListenerProperties
@@ -300,6 +304,10 @@ func TestConflictsAreRefused(t *testing.T) {
 		"clients' addresses and no list":        {policy(pp(obj{"mode": "strict"})), ListenerProperties{PreservesClientIP: true}, ""},
 		"overwrite with hops":                   {overwrite, http, "xff"},
 		"overwrite with hops, tcp":              {overwrite, tcp, ""},
+		"the port of a request without hops":    {trustPort, http, "forwarded_port"},
+		"the same on tcp":                       {trustPort, tcp, ""},
+		"the port of a hop's request":           {hopPort, http, ""},
+		"the port of the connection":            {policy(ca(obj{"forwarded_port": "connection"})), http, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := tc.policy.Check(tc.traffic)
@@ -307,5 +315,25 @@ func TestConflictsAreRefused(t *testing.T) {
 				t.Errorf("got %v, want it to refuse %q", err, tc.refused)
 			}
 		})
+	}
+}
+
+func TestAKeyThatLooksLikeUsherIsReported(t *testing.T) {
+	for _, tc := range []struct {
+		config, inherited map[string]any
+		want              string
+	}{
+		{map[string]any{"ushr": 1, "protocol": "http", "max_request_headers_kb": 1}, nil, "Config.ushr"},
+		{map[string]any{"Usher": 1}, nil, "Config.Usher"},
+		{map[string]any{"ushr": 1, "usher": 1}, nil, ""},
+		{map[string]any{"ushr": 1}, map[string]any{"ushr": 1}, ""}, // it is reported where it is set
+	} {
+		got := ""
+		for _, p := range CheckKeys("Config", tc.config, tc.inherited) {
+			got += p.Where
+		}
+		if got != tc.want {
+			t.Errorf("%v: got %q, want %q", tc.config, got, tc.want)
+		}
 	}
 }

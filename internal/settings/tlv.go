@@ -111,7 +111,7 @@ func decodeTLV(o object) TLV {
 // reservedHeaders are headers that requests need for something else.
 var reservedHeaders = []string{
 	"host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "keep-alive", "proxy-connection",
-	"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "authorization", "cookie",
+	"x-forwarded-for", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-host", "x-request-id", "authorization", "cookie",
 }
 
 // checkUnique reports types, names and headers that occur twice.

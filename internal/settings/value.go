@@ -23,6 +23,8 @@ type valueType[T any] struct {
 	// read decodes one of the other values. False means that the value is none of those; problems inside the value
 	// are reported to the decoder.
 	read func(d *decoder, where string, raw any) (T, bool)
+	// hidden means that a value may hold a secret, also one that is not accepted. No message quotes it.
+	hidden bool
 }
 
 type word[T any] struct {
@@ -47,6 +49,25 @@ func (t valueType[T]) accepts() string {
 	return quoted(t.texts(), ", ") + " or " + t.other
 }
 
+// hide returns the type without its values in messages.
+func (t valueType[T]) hide() valueType[T] {
+	t.hidden = true
+	return t
+}
+
+// hasManyWords reports whether the values are words, too many for one message.
+func (t valueType[T]) hasManyWords() bool { return t.other == "" && len(t.words) > 12 }
+
+// acceptsNear is accepts for a message about a word. Of many words, it has those that are most like it.
+func (t valueType[T]) acceptsNear(word string) string {
+	if !t.hasManyWords() {
+		return t.accepts()
+	}
+	const most = 5
+	near := problem.SortByLikeness(word, t.texts())[:most]
+	return fmt.Sprintf("%s, or one of the other %d in docs/settings.md", quoted(near, ", "), len(t.words)-most)
+}
+
 func (t valueType[T]) texts() (texts []string) {
 	for _, w := range t.words {
 		texts = append(texts, w.text)
@@ -59,9 +80,22 @@ func (t valueType[T]) decode(d *decoder, where string, raw any) (T, bool) {
 	raw = single(raw)
 	value, ok := t.decodeAllowed(d, where, raw)
 	if !ok {
-		d.problem(where, describe(raw)+" is not allowed"+problem.DidYouMean(wordFor(raw), t.texts())+"; use "+t.accepts())
+		t.refuse(d, where, raw)
 	}
 	return value, ok
+}
+
+func (t valueType[T]) refuse(d *decoder, where string, raw any) {
+	word := wordFor(raw)
+	d.problem(where, t.describe(raw)+" is not allowed"+problem.DidYouMean(word, t.texts())+"; use "+t.acceptsNear(word))
+}
+
+// describe names a value in a problem.
+func (t valueType[T]) describe(raw any) string {
+	if text, isText := raw.(string); isText && t.hidden {
+		return describeLength(text)
+	}
+	return describe(raw)
 }
 
 // wordFor returns the word that a value may stand for; "" if there is none.
@@ -140,6 +174,10 @@ func listOf[T any](item valueType[T], description string) valueType[[]T] {
 		items := elements(raw)
 		if len(items) == 1 {
 			value, ok := item.decodeAllowed(d, where, items[0])
+			if _, isWord := items[0].(string); !ok && isWord && item.hasManyWords() {
+				item.refuse(d, where, items[0])
+				ok = true
+			}
 			return []T{value}, ok
 		}
 		var out []T

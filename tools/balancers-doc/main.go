@@ -7,6 +7,7 @@ import (
 	_ "embed"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -49,6 +50,7 @@ func page() string {
 		if list := notesOn(p); list != "" {
 			b.WriteString("\n" + list)
 		}
+		b.WriteString(notHonoured(p))
 	}
 	return b.String() + tail
 }
@@ -119,7 +121,7 @@ func notesOn(p loadbalancer.Provider) string {
 	var b strings.Builder
 	several := len(p.Annotations) > 1
 	if several {
-		b.WriteString("- The first of these annotations that says something about a port counts.\n")
+		b.WriteString("- The first of these annotations that says something about a port, and is not ignored, counts.\n")
 	}
 	_, section, _ := strings.Cut("\n"+notes, "\n# "+p.Name+"\n\n")
 	section, _, _ = strings.Cut(section, "\n\n# ")
@@ -147,3 +149,62 @@ func switchOff(a loadbalancer.Annotation) string {
 	}
 	return "Keep the annotation for as long as the load balancer exists."
 }
+
+// notHonoured returns a table of when the cloud does not honour annotations that switch headers on.
+func notHonoured(p loadbalancer.Provider) string {
+	const head = "| %snot honoured where | because | the listener | to change that |\n|%s---|---|---|---|\n"
+	var rows, always strings.Builder
+	add := func(annotation string, conditions []loadbalancer.Condition) {
+		for _, c := range conditions {
+			if len(p.Annotations) > 1 {
+				fmt.Fprintf(&rows, "| %s ", annotation)
+			}
+			fmt.Fprintf(&rows, "| %s | %s%s | %s | %s |\n", markdown(c.Clause()), markdown(c.Cloud), source(c), listener(c), markdown(c.Fix))
+		}
+	}
+	for _, a := range p.Annotations {
+		add(short(a.Key), a.NotHonoured)
+		if a.AlwaysHonoured != "" {
+			fmt.Fprintf(&always, "\n%s is honoured on every Service: %s.\n", short(a.Key), markdown(a.AlwaysHonoured))
+		}
+	}
+	add("each", p.NotHonoured)
+	switch {
+	case rows.Len() == 0:
+		return always.String()
+	case len(p.Annotations) > 1:
+		return always.String() + "\n" + fmt.Sprintf(head, "annotation | ", "---|") + rows.String()
+	}
+	return always.String() + "\n" + fmt.Sprintf(head, "", "") + rows.String()
+}
+
+// listener says what happens to the listener when a condition holds.
+func listener(c loadbalancer.Condition) string {
+	switch {
+	case c.State == loadbalancer.Ignored:
+		return "is `off`"
+	case c.PersistsWhenRemoved:
+		return "keeps its mode, also when the annotation is removed"
+	}
+	return "keeps its mode"
+}
+
+// source returns a link to where a condition was read; empty if the provider's counts.
+func source(c loadbalancer.Condition) string {
+	if c.URL == "" {
+		return ""
+	}
+	return fmt.Sprintf(" ([source](%s))", c.URL)
+}
+
+// plainCode is what the page shows as code in plain text: quoted values, names of settings, of fields of the Service,
+// and of annotations.
+var plainCode = regexp.MustCompile(`"[^"]*"|\bproxy_protocol\.\w+|\b(spec|status)\.\w[\w.]*\w|\b[\w-]+(\.[\w-]+)+/[\w.<>-]*[\w>]`)
+
+// markdown returns a plain text as Markdown.
+func markdown(text string) string {
+	return plainCode.ReplaceAllStringFunc(text, func(s string) string { return short(strings.Trim(s, `"`)) })
+}
+
+// short returns a name as Markdown, without the prefix that most annotations have.
+func short(name string) string { return code(strings.TrimPrefix(name, "service.beta.kubernetes.io/")) }

@@ -9,6 +9,7 @@ ingress-gateway-name of the pods. The policy and the webhook make the same chang
 {{- $own := $root.Values.admission -}}
 {{- $dataplane := $root.Values.dataplane.enabled -}}
 {{- $grace := int $own.shutdownGracePeriodSeconds -}}
+{{- $end := include "usher.podEndSeconds" . | int -}}
 {{- include "usher.checkPodChange" . -}}
 {{- $change := dict "type" "" "apiVersion" "" "container" "ingress-gateway" "caSecret" "" -}}
 {{- if or $dataplane $grace -}}
@@ -23,11 +24,42 @@ ingress-gateway-name of the pods. The policy and the webhook make the same chang
 {{- $args = append $args (printf "-shutdown-grace-period-seconds=%d" $grace) -}}
 {{- end -}}
 {{- $_ := set $change "args" $args -}}
-{{- $_ := set $change "terminationGracePeriodSeconds" (ternary (add $grace 10) 0 (gt $grace 0)) -}}
+{{- $_ := set $change "terminationGracePeriodSeconds" $end -}}
 {{- if $change.type -}}
 {{- $_ := set $change "pods" (include "usher.changedPods" . | fromYamlArray) -}}
 {{- end -}}
 {{- toYaml $change -}}
+{{- end -}}
+
+{{- /*
+How many seconds the pods of gateways need to end: the grace period, the drain of Envoy, and a rest. 0 if nothing asks
+for any. Without dataplane.enabled, Envoy has the bootstrap of helm-values, which drains for eight seconds by default.
+(list . facts)
+*/ -}}
+{{- define "usher.podEndSeconds" -}}
+{{- $values := (index . 0).Values -}}
+{{- $drain := ternary (int $values.dataplane.drainTimeSeconds) 8 $values.dataplane.enabled -}}
+{{- $grace := int $values.admission.shutdownGracePeriodSeconds -}}
+{{- if or $grace (and $values.dataplane.enabled $drain) -}}
+{{- add $grace $drain 2 -}}
+{{- else -}}
+0
+{{- end -}}
+{{- end -}}
+
+{{- /*
+The gateways that the Consul chart gives less time to end than they need, as YAML. Their pods have it if admission changes
+them. (list . facts)
+*/ -}}
+{{- define "usher.shortEnds" -}}
+{{- $v := (index . 0).Values.AsMap -}}
+{{- $default := dig "ingressGateways" "defaults" "terminationGracePeriodSeconds" 10 $v -}}
+{{- $need := include "usher.podEndSeconds" . | int -}}
+{{- $short := list -}}
+{{- range dig "ingressGateways" "gateways" list $v -}}
+{{- if lt (int (.terminationGracePeriodSeconds | default $default)) $need }}{{ $short = append $short .name }}{{ end -}}
+{{- end -}}
+{{- toYaml $short -}}
 {{- end -}}
 
 {{- /* Fails if the pods of gateways cannot be changed as the values ask for. (list . facts) */ -}}
@@ -36,6 +68,14 @@ ingress-gateway-name of the pods. The policy and the webhook make the same chang
 {{- $facts := index . 1 -}}
 {{- if and $root.Values.dataplane.enabled (eq $root.Values.xds.tls.mode "none") $facts.acls -}}
 {{- fail "dataplane.enabled with xds.tls.mode=none: Consul's ACLs are on, and consul-dataplanes would send their tokens unencrypted; use another mode" -}}
+{{- end -}}
+{{- if and (ne (int $root.Values.dataplane.drainTimeSeconds) 8) (not $root.Values.dataplane.enabled) -}}
+{{- fail "dataplane.drainTimeSeconds: dataplane.enabled is false, so it has no effect; with the annotation, use usher helm-values --drain-time" -}}
+{{- end -}}
+{{- range $root.Values.extraArgs -}}
+{{- if hasPrefix "--dataplane-drain-time" . -}}
+{{- fail (printf "extraArgs: %s: the pods of gateways would not get the time to drain; use dataplane.drainTimeSeconds" .) -}}
+{{- end -}}
 {{- end -}}
 {{- if and (eq $root.Values.admission.type "none") $root.Values.admission.shutdownGracePeriodSeconds -}}
 {{- fail "admission.shutdownGracePeriodSeconds: admission.type is none, so nothing changes the pods; set it to auto, policy or webhook, or set this to 0" -}}
@@ -54,7 +94,7 @@ ingress-gateway-name of the pods. The policy and the webhook make the same chang
 {{- $type := $asked -}}
 {{- if eq $asked "auto" }}{{ $type = ternary "policy" "webhook" (ne $served "") }}{{ end -}}
 {{- if and (eq $type "policy") (not $served) -}}
-{{- fail "admission.type=policy: the cluster serves no MutatingAdmissionPolicy in v1 or v1beta1 of admissionregistration.k8s.io; set admission.type to webhook, or to none and lead the pods to Usher yourself; if Helm does not talk to the cluster (helm template), give it --api-versions admissionregistration.k8s.io/v1beta1/MutatingAdmissionPolicy" -}}
+{{- fail "admission.type=policy: the cluster serves no MutatingAdmissionPolicy in v1 or v1beta1 of admissionregistration.k8s.io; set admission.type to webhook, or to none and give the pods the flags yourself; if Helm does not talk to the cluster (helm template), give it --api-versions admissionregistration.k8s.io/v1beta1/MutatingAdmissionPolicy" -}}
 {{- end -}}
 {{- if eq $type "webhook" -}}
 {{- if eq $root.Values.xds.tls.mode "none" -}}
@@ -67,7 +107,7 @@ ingress-gateway-name of the pods. The policy and the webhook make the same chang
 {{- toYaml (dict "type" (ternary "" $type (eq $type "none")) "apiVersion" (ternary $served "" (eq $type "policy"))) -}}
 {{- end -}}
 
-{{- /* The flags that lead a consul-dataplane to Usher, as YAML. The last flag of a name wins. (list . facts) */ -}}
+{{- /* The flags with which a consul-dataplane connects to Usher, as YAML. The last flag of a name wins. (list . facts) */ -}}
 {{- define "usher.dataplaneArgs" -}}
 {{- $root := index . 0 -}}
 {{- $host := printf "%s.%s.svc" (include "usher.name" $root) $root.Release.Namespace -}}

@@ -1,3 +1,8 @@
+{{- /* Not "" if Usher writes the key of the connection reports into a Secret of the chart. */ -}}
+{{- define "usher.ownsReportKey" -}}
+{{- if and .Values.connectionReports.enabled (not .Values.connectionReports.secretName) }}true{{ end -}}
+{{- end -}}
+
 {{- /* The flags of usher serve, as YAML. (list . facts) */ -}}
 {{- define "usher.args" -}}
 {{- $root := index . 0 -}}
@@ -19,6 +24,7 @@
 {{- end }}
 {{- if $values.dataplane.enabled }}
 - --dataplane-addr=:18002
+- --dataplane-drain-time={{ int $values.dataplane.drainTimeSeconds }}s
 {{- end }}
 {{- include "usher.webhookArgs" . }}
 {{- with $facts.login }}
@@ -29,6 +35,15 @@
 {{- end }}
 {{- if $values.tokenReview.enabled }}
 - --token-review
+{{- end }}
+{{- if $values.connectionReports.enabled }}
+{{- if include "usher.ownsReportKey" $root }}
+- --connection-report-key-secret={{ $root.Release.Namespace }}/{{ include "usher.name" $root }}-report-key
+{{- else }}
+- --connection-report-key-file=/etc/usher/report-key/key
+{{- end }}
+{{- else }}
+- --connection-reports=false
 {{- end }}
 {{- if $values.balancerRecord.enabled }}
 - --balancer-record={{ $root.Release.Namespace }}/{{ include "usher.name" $root }}-balancers
@@ -89,6 +104,10 @@
 {{- $items := list (dict "key" $root.Values.consul.token.secretKey "path" "token") -}}
 {{- $volumes = append $volumes (dict "name" "consul-token" "secret" (dict "secretName" . "defaultMode" 288 "items" $items)) -}}
 {{- end -}}
+{{- if and $root.Values.connectionReports.enabled $root.Values.connectionReports.secretName -}}
+{{- $items := list (dict "key" $root.Values.connectionReports.secretKey "path" "key") -}}
+{{- $volumes = append $volumes (dict "name" "report-key" "secret" (dict "secretName" $root.Values.connectionReports.secretName "defaultMode" 288 "items" $items)) -}}
+{{- end -}}
 {{- if $root.Values.settings -}}
 {{- $volumes = append $volumes (dict "name" "config" "configMap" (dict "name" (printf "%s-config" $name))) -}}
 {{- end -}}
@@ -117,17 +136,47 @@
 {{- toYaml (mustMerge (deepCopy .Values.podAnnotations) $annotations) -}}
 {{- end -}}
 
-{{- /* The flags of usher helm-values that lead gateways to this release. (list . facts) */ -}}
+{{- /* The flags of usher helm-values that move gateways to this release. (list . facts) */ -}}
 {{- define "usher.helmValuesFlags" -}}
+{{- include "usher.releaseFlags" . -}}
+{{- include "usher.gatewayFlags" . -}}
+{{- if not (has (index . 0).Values.xds.tls.mode (list "none" "consul-ca")) }} --ca-file usher-ca.pem{{ end -}}
+{{- end -}}
+
+{{- /*
+The flags of usher helm-values --check. Pods that connect by flags of consul-dataplane need no CA for it. (list . facts)
+*/ -}}
+{{- define "usher.checkFlags" -}}
+{{- $values := (index . 0).Values -}}
+{{- if not $values.dataplane.enabled -}}
+{{- include "usher.helmValuesFlags" . -}}
+{{- else -}}
+{{- include "usher.releaseFlags" . -}}
+{{- if $values.admission.gateways -}}
+{{- range $values.admission.gateways }} --gateway {{ . }}{{ end -}}
+{{- else -}}
+{{- include "usher.gatewayFlags" . -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Those of them that name the releases. (list . facts) */ -}}
+{{- define "usher.releaseFlags" -}}
 {{- $root := index . 0 -}}
 {{- $facts := index . 1 -}}
 {{- $mode := $root.Values.xds.tls.mode -}}
 {{- $name := include "usher.name" $root -}}
 --release {{ $root.Values.consul.release }} -n {{ $facts.namespace }}
-{{- if eq $mode "none" }} --xds-addr {{ $name }}.{{ $root.Release.Namespace }}.svc:18000
-{{- else if or (ne $name "usher") (ne $root.Release.Namespace $facts.namespace) }} --usher-service {{ $root.Release.Namespace }}/{{ $name }}
+{{- if or (ne $name "usher") (ne $root.Release.Namespace $facts.namespace) }} --usher-service {{ $root.Release.Namespace }}/{{ $name }}
 {{- end }}
-{{- /* Usher serves some gateways of the Consul chart only. */ -}}
+{{- if eq $mode "none" }} --xds-addr {{ $name }}.{{ $root.Release.Namespace }}.svc:18000
+{{- end }}
+{{- end -}}
+
+{{- /* Those that name the gateways, if Usher serves only some of the Consul chart's. (list . facts) */ -}}
+{{- define "usher.gatewayFlags" -}}
+{{- $root := index . 0 -}}
+{{- $facts := index . 1 -}}
 {{- if $root.Values.gateways -}}
 {{- $names := list -}}
 {{- range dig "ingressGateways" "gateways" list $root.Values.AsMap }}{{ $names = append $names .name }}{{ end -}}
@@ -135,5 +184,4 @@
 {{- if has .name $names }} --gateway {{ .name }}{{ end -}}
 {{- end -}}
 {{- end -}}
-{{- if not (has $mode (list "none" "consul-ca")) }} --ca-file usher-ca.pem{{ end -}}
 {{- end -}}

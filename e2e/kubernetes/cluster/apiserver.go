@@ -102,8 +102,8 @@ func writeKey(t *testing.T, file string) {
 	}
 }
 
-// kubeconfig writes the administrator's kubeconfig file.
-func (c *Cluster) kubeconfig(t *testing.T) string {
+// Kubeconfig writes the administrator's kubeconfig file.
+func (c *Cluster) Kubeconfig(t *testing.T) string {
 	t.Helper()
 	file := filepath.Join(c.dir, "kubeconfig")
 	content := fmt.Sprintf(`apiVersion: v1

@@ -213,14 +213,15 @@ func (p *Pod) refresh() {
 	}
 }
 
-// maxRestarts is how often a container may end before it is ready. A connect-injector
-// ends if its custom resource definitions are too new, and the next one finds them.
-const maxRestarts = 3
+// maxRestarts is how often each container, by its name, may end before it is ready.
+// That of the connect-injector ends if its custom resource definitions are too new,
+// and the next one finds them. Every other one that ends is a failure that a test
+// wants to see.
+var maxRestarts = map[string]int{"sidecar-injector": 3}
 
-// startAgain starts a container again that has ended before it was ready. One that
-// was ready is not started again: a test wants to see that it ended.
+// startAgain starts a container again that may end before it is ready.
 func (p *Pod) startAgain(ctx context.Context, c *container) bool {
-	if p.object.Spec.RestartPolicy != corev1.RestartPolicyAlways || c.ready || c.restarts == maxRestarts {
+	if c.ready || c.restarts == maxRestarts[c.spec.Name] {
 		return false
 	}
 	c.restarts++

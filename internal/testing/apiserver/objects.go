@@ -62,7 +62,7 @@ func (s *Server) createNamespace(t *testing.T) {
 	})
 }
 
-// Grant creates the roles, role bindings and ConfigMaps in a YAML file.
+// Grant creates the roles, role bindings, ConfigMaps and Secrets in a YAML file.
 func (s *Server) Grant(t *testing.T, file string) {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -76,7 +76,7 @@ func (s *Server) Grant(t *testing.T, file string) {
 		}
 		kind := object["kind"].(string)
 		path := rbacPath
-		if kind == "ConfigMap" {
+		if kind == "ConfigMap" || kind == "Secret" {
 			path = "/api/v1/namespaces/" + Namespace + "/"
 		}
 		s.post(t, path+strings.ToLower(kind)+"s", object)
@@ -141,12 +141,35 @@ func (s *Server) Annotate(t *testing.T, key string, value *string) *corev1.Servi
 // TryAnnotate is Annotate for a change that the server may refuse.
 func (s *Server) TryAnnotate(t *testing.T, key string, value *string) (*corev1.Service, error) {
 	t.Helper()
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{key: value}}})
+	return s.patch(t, Service, map[string]any{"metadata": map[string]any{"annotations": map[string]any{key: value}}})
+}
+
+// AnnotateService adds annotations to a Service in Namespace, all at once.
+func (s *Server) AnnotateService(t *testing.T, name string, annotations map[string]string) {
+	t.Helper()
+	if _, err := s.patch(t, name, map[string]any{"metadata": map[string]any{"annotations": annotations}}); err != nil {
+		t.Fatalf("annotate the Service %s with %q: %v", name, annotations, err)
+	}
+}
+
+// SetHostname sets the host name of the load balancer in the status of a Service in Namespace, as its cloud does.
+func (s *Server) SetHostname(t *testing.T, name, hostname string) {
+	t.Helper()
+	status := corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{Hostname: hostname}}}}
+	if _, err := s.patch(t, name, map[string]any{"status": status}, "status"); err != nil {
+		t.Fatalf("set the host name of the Service %s: %v", name, err)
+	}
+}
+
+// patch changes a Service in Namespace, or a subresource of it.
+func (s *Server) patch(t *testing.T, name string, change map[string]any, subresource ...string) (*corev1.Service, error) {
+	t.Helper()
+	patch, err := json.Marshal(change)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var now corev1.Service
-	err = s.admin.Patch(types.MergePatchType).Namespace(Namespace).Resource("services").Name(Service).
+	err = s.admin.Patch(types.MergePatchType).Namespace(Namespace).Resource("services").Name(name).SubResource(subresource...).
 		VersionedParams(&metav1.PatchOptions{FieldManager: "kubectl-annotate"}, metav1.ParameterCodec).
 		Body(patch).Do(t.Context()).Into(&now)
 	return &now, err

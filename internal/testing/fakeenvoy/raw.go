@@ -1,10 +1,11 @@
 package fakeenvoy
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
 	"sync"
 
@@ -17,6 +18,7 @@ import (
 type Raw struct {
 	conn    net.Conn
 	framer  *http2.Framer
+	unsent  *bufio.Writer // what the framer has written
 	headers bytes.Buffer
 	encoder *hpack.Encoder
 	window  chan struct{} // has a value when the server accepts more data
@@ -27,13 +29,20 @@ type Raw struct {
 // maxFrame is the size of the largest frames, in bytes.
 const maxFrame = 16 << 10
 
+// freeBytes are the bytes of a message that every server accepts before it reads the message.
+const freeBytes = 32 << 10
+
 // NewRaw starts HTTP/2 on a connection, and reads until the connection is closed.
 func NewRaw(conn net.Conn) (*Raw, error) {
-	r := &Raw{conn: conn, framer: http2.NewFramer(conn, conn), window: make(chan struct{}, 1), answer: make(chan struct{}), done: make(chan struct{})}
+	unsent := bufio.NewWriterSize(conn, 64<<10)
+	r := &Raw{
+		conn: conn, framer: http2.NewFramer(unsent, conn), unsent: unsent,
+		window: make(chan struct{}, 1), answer: make(chan struct{}), done: make(chan struct{}),
+	}
 	r.encoder = hpack.NewEncoder(&r.headers)
 	go r.read()
-	_, err := io.WriteString(conn, http2.ClientPreface)
-	return r, errors.Join(err, r.framer.WriteSettings(), r.framer.WriteSettingsAck())
+	_, err := unsent.WriteString(http2.ClientPreface)
+	return r, errors.Join(err, r.framer.WriteSettings(), r.framer.WriteSettingsAck(), unsent.Flush())
 }
 
 // Answered is closed when the server has begun to send a response.
@@ -90,30 +99,30 @@ func (r *Raw) Open(stream uint32, token string) error {
 		more := r.headers.Next(maxFrame)
 		err = r.framer.WriteContinuation(stream, r.headers.Len() == 0, more)
 	}
-	return err
+	return cmp.Or(err, r.unsent.Flush())
 }
 
 // Drip starts a message of the given size and sends some of its bytes, one per frame.
 func (r *Raw) Drip(stream uint32, size, bytes int) error {
 	data := binary.BigEndian.AppendUint32([]byte{0}, uint32(size))
 	err := r.framer.WriteData(stream, false, data)
-	for ; err == nil && bytes > 0; bytes-- {
-		err = r.framer.WriteData(stream, false, data[:1])
+	for sent := 0; err == nil && sent < bytes; sent++ {
+		if sent == freeBytes {
+			err = r.waitWindow()
+		}
+		err = cmp.Or(err, r.framer.WriteData(stream, false, data[:1]))
 	}
-	return err
+	return cmp.Or(err, r.unsent.Flush())
 }
 
 // Send starts a message of the given size and sends its first bytes.
 func (r *Raw) Send(stream uint32, size int, body []byte) error {
-	const window = 32 << 10 // bytes, which every server accepts
 	data := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(size)), body...)
 	for sent := 0; sent < len(data); {
 		n := min(len(data)-sent, maxFrame)
-		if sent <= window && sent+n > window {
-			select {
-			case <-r.window: // for the rest of the message
-			case <-r.done:
-				return net.ErrClosed
+		if sent <= freeBytes && sent+n > freeBytes {
+			if err := r.waitWindow(); err != nil {
+				return err
 			}
 		}
 		if err := r.framer.WriteData(stream, false, data[sent:sent+n]); err != nil {
@@ -121,5 +130,18 @@ func (r *Raw) Send(stream uint32, size int, body []byte) error {
 		}
 		sent += n
 	}
-	return nil
+	return r.unsent.Flush()
+}
+
+// waitWindow waits until the server accepts the rest of a message.
+func (r *Raw) waitWindow() error {
+	if err := r.unsent.Flush(); err != nil {
+		return err
+	}
+	select {
+	case <-r.window:
+		return nil
+	case <-r.done:
+		return net.ErrClosed
+	}
 }

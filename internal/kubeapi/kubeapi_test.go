@@ -1,0 +1,96 @@
+package kubeapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+
+	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/testing/apiserver"
+	"github.com/usherproxy/usher/internal/testing/messages"
+)
+
+// TestMessages provokes every message of the package.
+func TestMessages(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	var lines []string
+	for _, file := range []string{"", "testdata/no-such-file", apiserver.KubeconfigFor(t, "://")} {
+		_, err := Connect(file)
+		lines = append(lines, fmt.Sprint(err))
+	}
+	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "edge", errors.New(`User "usher" cannot list resource "services"`))
+	address := net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 443}
+	for _, err := range []error{
+		forbidden,
+		&url.Error{Op: "Get", URL: "https://kube", Err: &net.OpError{Op: "dial", Addr: &address, Err: errors.New("connection refused")}},
+		&url.Error{Op: "Get", URL: "https://kube", Err: errors.New("EOF")},
+		errors.New("the server is currently unable to handle the request"),
+		&guard.Error{Part: "kubernetes", Value: "oops", At: "file.go:1"},
+	} {
+		lines = append(lines, Explain(err, "get, list and watch on this Service"))
+	}
+	o := Object{Kind: "ConfigMap", At: types.NamespacedName{Namespace: "consul", Name: "usher-balancers"}, Manifest: "docs/kubernetes-record.yaml"}
+	for _, err := range []error{apierrors.NewNotFound(schema.GroupResource{}, ""), forbidden} {
+		lines = append(lines, o.String()+": "+o.Explain(err))
+	}
+	notKubernetes := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hello") }))
+	defer notKubernetes.Close()
+	client, err := Connect(apiserver.KubeconfigFor(t, notKubernetes.URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Allowed(t.Context(), client, authorizationv1.ResourceAttributes{Verb: "get", Resource: "services"})
+	messages.Check(t, append(lines, fmt.Sprint(err)), "fmt.Errorf", "fmt.Sprintf")
+}
+
+func TestNames(t *testing.T) {
+	t.Parallel()
+	if got, ok := ParseName("consul/usher"); !ok || got.String() != "consul/usher" {
+		t.Errorf("consul/usher is %v, %t", got, ok)
+	}
+	for _, text := range []string{"", "usher", "/usher", "consul/", "a/b/c"} {
+		if got, ok := ParseName(text); ok {
+			t.Errorf("%q is %v", text, got)
+		}
+	}
+}
+
+func TestUpdateFailsAtTheEndOfItsContext(t *testing.T) {
+	t.Parallel()
+	client, err := Connect(apiserver.KubeconfigFor(t, "http://127.0.0.1:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	o := Object{Client: client, Log: slog.New(slog.DiscardHandler), Kind: "ConfigMap", At: types.NamespacedName{Namespace: "consul", Name: "usher"}}
+	if err := Update(ctx, o, func(*corev1.ConfigMap) bool { return true }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestPanicInAGoroutineOfTheClientIsCounted has a panic in client-go, which would end the process.
+func TestPanicInAGoroutineOfTheClientIsCounted(t *testing.T) {
+	before := testutil.ToFloat64(guard.Panics.WithLabelValues("kubernetes"))
+	func() {
+		defer utilruntime.HandleCrash()
+		panic("a bug in client-go, which is logged here")
+	}()
+	if testutil.ToFloat64(guard.Panics.WithLabelValues("kubernetes")) == before {
+		t.Error("usher_panics_total did not grow")
+	}
+}

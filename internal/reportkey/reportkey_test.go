@@ -1,0 +1,226 @@
+package reportkey
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/usherproxy/usher/internal/evidence"
+	"github.com/usherproxy/usher/internal/kubeapi"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/testing/apiserver"
+	"github.com/usherproxy/usher/internal/testing/messages"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeServer is an API server with one Secret.
+type fakeServer struct {
+	url string
+
+	mu      sync.Mutex
+	secret  *corev1.Secret // nil: there is none
+	refuses bool
+	writes  int
+	readers *sync.WaitGroup // what the first readers wait for; nil: nothing
+}
+
+func newFakeServer(t *testing.T, secret *corev1.Secret) *fakeServer {
+	f := &fakeServer{secret: secret}
+	server := httptest.NewServer(f)
+	t.Cleanup(server.Close)
+	f.url = server.URL
+	return f
+}
+
+func (f *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	fail := func(code int, reason string) {
+		w.WriteHeader(code)
+		fmt.Fprintf(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": %q, "code": %d, "message": "no"}`, reason, code)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case r.URL.Path != "/api/v1/namespaces/consul/secrets/usher-report-key" || f.secret == nil:
+		fail(http.StatusNotFound, "NotFound")
+		return
+	case f.refuses:
+		fail(http.StatusForbidden, "Forbidden")
+		return
+	case r.Method == http.MethodPut:
+		var next corev1.Secret
+		if err := json.NewDecoder(r.Body).Decode(&next); err != nil || next.ResourceVersion != f.secret.ResourceVersion {
+			fail(http.StatusConflict, "Conflict")
+			return
+		}
+		f.writes++
+		next.ResourceVersion = fmt.Sprint(f.writes)
+		f.secret = &next
+	}
+	answer := f.secret
+	if readers := f.readers; readers != nil && r.Method == http.MethodGet && f.writes == 0 {
+		f.mu.Unlock()
+		readers.Done()
+		readers.Wait()
+		f.mu.Lock()
+	}
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+func (f *fakeServer) change(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+// replica returns a replica's Secret, and the problems that it reports.
+func (f *fakeServer) replica(t *testing.T) (*Secret, <-chan []problem.Problem) {
+	t.Helper()
+	client, err := kubeapi.Connect(apiserver.KubeconfigFor(t, f.url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems := make(chan []problem.Problem, 100)
+	return New(Options{
+		Client: client, Logger: slog.New(slog.DiscardHandler), Secret: types.NamespacedName{Namespace: "consul", Name: "usher-report-key"},
+		Report: func(found []problem.Problem) { problems <- found },
+	}), problems
+}
+
+func secretWith(data string) *corev1.Secret {
+	return &corev1.Secret{Data: map[string][]byte{DataKey: []byte(data), "other": []byte("stays")}}
+}
+
+const random = "0123456789abcdef"
+
+// TestReplicasThatStartTogetherHaveOneKey has two replicas read the empty Secret before either writes.
+func TestReplicasThatStartTogetherHaveOneKey(t *testing.T) {
+	t.Parallel()
+	f := newFakeServer(t, &corev1.Secret{})
+	f.readers = &sync.WaitGroup{}
+	f.readers.Add(2)
+	var keys [2]evidence.Key
+	var both sync.WaitGroup
+	for i := range keys {
+		s, _ := f.replica(t)
+		both.Go(func() { keys[i] = s.Attempt(t.Context()) })
+	}
+	both.Wait()
+	if keys[0].IsZero() || keys[0] != keys[1] || f.writes != 1 {
+		t.Errorf("the keys are equal: %t, none: %t, after %d writes", keys[0] == keys[1], keys[0].IsZero(), f.writes)
+	}
+	if n := len(f.secret.Data[DataKey]); n != 32 {
+		t.Errorf("the key has %d bytes, want 32", n)
+	}
+}
+
+func TestAKeyThatExistsStays(t *testing.T) {
+	t.Parallel()
+	f := newFakeServer(t, secretWith(random+"\n"))
+	s, problems := f.replica(t)
+	if got := s.Attempt(t.Context()); got != evidence.NewKey([]byte(random)) || f.writes != 0 {
+		t.Errorf("got %v after %d writes", got, f.writes)
+	}
+	if found := <-problems; found != nil {
+		t.Errorf("problems: %v", found)
+	}
+}
+
+func TestAnotherDataKeyStaysBesideTheKey(t *testing.T) {
+	t.Parallel()
+	f := newFakeServer(t, &corev1.Secret{Data: map[string][]byte{"other": []byte("stays")}})
+	s, _ := f.replica(t)
+	if s.Attempt(t.Context()).IsZero() || string(f.secret.Data["other"]) != "stays" {
+		t.Errorf("the Secret has %v", f.secret.Data)
+	}
+}
+
+// TestTheKeyComesLater starts without a key for each reason, and removes the reason.
+func TestTheKeyComesLater(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		secret  *corev1.Secret
+		refuses bool
+		want    string
+		writes  int
+	}{
+		"no Secret":  {want: "it does not exist; create an empty one (docs/kubernetes-report-key.yaml)"},
+		"no rights":  {secret: secretWith(random), refuses: true, want: "give Usher get and update on this Secret (docs/kubernetes-report-key.yaml)"},
+		"15 bytes":   {secret: secretWith(random[1:]), want: `its data key "key" is no key: it has 15 bytes; use at least 16 random ones`},
+		"empty data": {secret: secretWith(""), want: "it has 0 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFakeServer(t, c.secret)
+			f.refuses = c.refuses
+			s, problems := f.replica(t)
+			if got := s.Attempt(t.Context()); !got.IsZero() {
+				t.Error("there is a key")
+			}
+			if found := <-problems; len(found) != 1 || !strings.Contains(found[0].String(), c.want) {
+				t.Errorf("problems %v, want one with %q", found, c.want)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			keys, ended := make(chan evidence.Key), make(chan error)
+			go func() { ended <- s.Run(ctx, func(k evidence.Key) { keys <- k }) }()
+			<-problems // it tries again
+			f.change(func() { f.secret, f.refuses = secretWith(random), false })
+			if got := <-keys; got != evidence.NewKey([]byte(random)) {
+				t.Errorf("got %v", got)
+			}
+			last := <-problems
+			for last != nil { // attempts before the change
+				last = <-problems
+			}
+			f.change(func() { f.secret = secretWith("another key, which takes a restart") })
+			cancel()
+			if err := <-ended; err != nil || f.writes != 0 {
+				t.Errorf("Run returned %v, after %d writes", err, f.writes)
+			}
+		})
+	}
+}
+
+// TestAttemptsEnd has an API server that never answers.
+func TestAttemptsEnd(t *testing.T) {
+	t.Parallel()
+	f := newFakeServer(t, &corev1.Secret{})
+	f.readers = &sync.WaitGroup{}
+	f.readers.Add(2) // one never comes
+	s, problems := f.replica(t)
+	if got := s.Attempt(t.Context()); !got.IsZero() {
+		t.Error("there is a key")
+	}
+	if found := <-problems; len(found) != 1 || !strings.Contains(found[0].String(), "the API server cannot be reached: context deadline exceeded") {
+		t.Errorf("problems %v", found)
+	}
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	if s.Attempt(stopped); len(problems) > 0 {
+		t.Errorf("an Usher that ends reports %v", <-problems)
+	}
+	f.readers.Done()
+}
+
+func TestMessages(t *testing.T) {
+	t.Parallel()
+	_, short := evidence.ParseKey(nil)
+	var lines []string
+	for _, err := range []error{short, errors.New("oops")} {
+		lines = append(lines, New(Options{Secret: types.NamespacedName{Namespace: "consul", Name: "usher-report-key"}}).problem(err).String())
+	}
+	messages.Check(t, lines, "fmt.Sprintf", "problem.Problem")
+}

@@ -1,0 +1,2 @@
+// Package browser runs a headless Chromium for tests of pages.
+package browser

@@ -1,0 +1,31 @@
+package listeners
+
+import (
+	"strconv"
+
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+
+	"github.com/usherproxy/usher/internal/settings"
+)
+
+const (
+	portHeader = "x-forwarded-port"
+	// portOperator is the port of the connection, or that of the PROXY header's destination.
+	portOperator = "%DOWNSTREAM_LOCAL_PORT%"
+)
+
+// forwardedPort returns the changes of X-Forwarded-Port. A PROXY header of an untrusted downstream does not count, and
+// neither does what its requests say: its port is the listener's, which is known here.
+func (l *listenerParams) forwardedPort(from trustClass) []*mutationv3.HeaderMutation {
+	switch by := l.settings.ClientAddress.ForwardedPort; {
+	case by == settings.ForwardedPortDefault:
+		return nil
+	case from == untrustedDownstreams:
+		return []*mutationv3.HeaderMutation{setHeader(portHeader, strconv.Itoa(l.port.number))}
+	case by == settings.ForwardedPortTrust:
+		return []*mutationv3.HeaderMutation{changeHeader(portHeader, portOperator, corev3.HeaderValueOption_ADD_IF_ABSENT)}
+	default:
+		return []*mutationv3.HeaderMutation{setHeader(portHeader, portOperator)}
+	}
+}
