@@ -60,6 +60,7 @@ var allowed = map[string][]string{
 	"internal/testing/browser":     {"internal/testing/testprocess"},
 	"internal/testing/fakeenvoy":   {"internal/wire"},
 	"internal/testing/golden":      {},
+	"internal/testing/logbuffer":   {},
 	"internal/testing/messages":    {"internal/testing/golden"},
 	"internal/testing/orderedcmp":  {"internal/ordered"},
 	"internal/testing/services":    {},

@@ -1,7 +1,6 @@
 package xds_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -31,6 +30,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/logbuffer"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -52,7 +52,7 @@ type harness struct {
 	source     *fakeSource
 	authorizer *fakeAuthorizer
 	metrics    *prometheus.Registry
-	log        *logBuffer
+	log        *logbuffer.Buffer
 	listener   *bufconn.Listener
 }
 
@@ -80,7 +80,7 @@ func newHarness(t *testing.T, p fakeenvoy.Protocol) *harness {
 // newHarnessWith adds to the options.
 func newHarnessWith(t *testing.T, p fakeenvoy.Protocol, o xds.Options) *harness {
 	t.Helper()
-	r := &harness{t: t, protocol: p, source: &fakeSource{}, authorizer: &fakeAuthorizer{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}, listener: bufconn.Listen(1 << 20)}
+	r := &harness{t: t, protocol: p, source: &fakeSource{}, authorizer: &fakeAuthorizer{}, metrics: prometheus.NewRegistry(), log: &logbuffer.Buffer{}, listener: bufconn.Listen(1 << 20)}
 	o.Source, o.Metrics = r.source, xds.NewMetrics(r.metrics)
 	if o.Authorizer == nil {
 		o.Authorizer = r.authorizer
@@ -152,24 +152,6 @@ func (r *harness) connect() *fakeenvoy.Envoy { return r.connectWith(fakeenvoy.Op
 func (r *harness) connectWith(o fakeenvoy.Options) *fakeenvoy.Envoy {
 	r.t.Helper()
 	return fakeenvoy.Connect(r.t, r.conn, r.protocol, o)
-}
-
-// logBuffer is a log that can be read while it is written.
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }
 
 // fakeSource has the same set for every stream.

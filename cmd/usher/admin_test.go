@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/usherproxy/usher/internal/testing/logbuffer"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -183,7 +184,7 @@ func TestANewConnectionMayAskAmongBusyOnes(t *testing.T) {
 }
 
 func TestErrorsOfTheAdminServerAreLogged(t *testing.T) {
-	var log syncBuffer
+	var log logbuffer.Buffer
 	a, err := newAdmin(t.Context(), adminOptions{addr: "127.0.0.1:0"}, slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), &fakeChecker{})
 	if err != nil {
 		t.Fatal(err)
@@ -199,7 +200,7 @@ func TestErrorsOfTheAdminServerAreLogged(t *testing.T) {
 }
 
 func TestAdminPortBeyondLoopbackIsLogged(t *testing.T) {
-	var log syncBuffer
+	var log logbuffer.Buffer
 	a, err := newAdmin(t.Context(), adminOptions{addr: "0.0.0.0:0"}, slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), &fakeChecker{})
 	if err != nil {
 		t.Fatal(err)

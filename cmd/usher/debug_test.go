@@ -17,6 +17,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/testing/logbuffer"
 )
 
 // startDebug serves the admin port until the test ends, with time limits that are shorter than a profile takes.
@@ -281,7 +282,7 @@ func TestABrokenConfigFileIsNotShown(t *testing.T) {
 }
 
 func TestTheLastLinesOfTheLogAreKept(t *testing.T) {
-	var out syncBuffer
+	var out logbuffer.Buffer
 	log, recent, flush, err := serveOptions{logOut: &out, logFormat: "json", logLevel: "info"}.logger(prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)

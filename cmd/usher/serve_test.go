@@ -139,24 +139,6 @@ func TestListenReplacesOnlyALeftOverSocket(t *testing.T) {
 	}
 }
 
-// syncBuffer is a log that can be read while it is written.
-type syncBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 // fakeChecker returns what the test sets.
 type fakeChecker struct {
 	mu      sync.Mutex

@@ -20,12 +20,13 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/logbuffer"
 )
 
 // testServe is a serve that runs on files.
 type testServe struct {
 	t           *testing.T
-	log         syncBuffer
+	log         logbuffer.Buffer
 	config      string
 	reload, end chan os.Signal
 	ended       chan error

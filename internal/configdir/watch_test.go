@@ -1,7 +1,6 @@
 package configdir
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -19,6 +18,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/logbuffer"
 )
 
 // watched is a directory that a source watches, and the snapshots that the source puts.
@@ -27,32 +27,14 @@ type watched struct {
 	dir    string
 	source *Source
 	put    chan *gateway.Snapshot
-	log    *lockedBuffer // what is reported, and what is logged
-}
-
-// lockedBuffer is a buffer for a logger.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
+	log    *logbuffer.Buffer // what is reported, and what is logged
 }
 
 // watchDir loads dir and watches the gateway gw until the test ends. The tests run in bubbles, where time passes only
 // while everything waits: they neither take long nor depend on the machine's speed.
 func watchDir(t *testing.T, dir string) *watched {
 	t.Helper()
-	f := &watched{t: t, dir: dir, put: make(chan *gateway.Snapshot, 100), log: &lockedBuffer{}}
+	f := &watched{t: t, dir: dir, put: make(chan *gateway.Snapshot, 100), log: &logbuffer.Buffer{}}
 	f.source = NewSource(dir, Options{
 		Logger: slog.New(slog.NewTextHandler(f.log, nil)),
 		Report: func(problems []problem.Problem) { fmt.Fprintf(f.log, "reported %d: %v\n", len(problems), problems) },

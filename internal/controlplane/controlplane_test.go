@@ -1,7 +1,6 @@
 package controlplane
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"net/netip"
@@ -23,6 +22,7 @@ import (
 	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/logbuffer"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -80,25 +80,7 @@ type testPlane struct {
 	source   *fakeSource
 	problems *Problems
 	metrics  *prometheus.Registry
-	log      logBuffer
-}
-
-// logBuffer is a log that can be read while it is written.
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
+	log      logbuffer.Buffer
 }
 
 // inBubble runs f with a plane, and demands that everything ends with it. change changes the plane's options.

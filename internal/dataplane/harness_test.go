@@ -1,7 +1,6 @@
 package dataplane
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"net"
@@ -16,6 +15,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/usherproxy/usher/internal/testing/logbuffer"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -29,7 +29,7 @@ type harness struct {
 	consul  *grpc.Server
 	catalog *fakeCatalog
 	metrics *prometheus.Registry
-	log     *logBuffer
+	log     *logbuffer.Buffer
 	port    *bufconn.Listener
 }
 
@@ -62,28 +62,10 @@ func (s fakeSource) Watch(ctx context.Context, _ xds.Node, update func(*xds.Set)
 	return nil
 }
 
-// logBuffer is a log that several goroutines may write.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // newHarness serves until the test ends. handle answers the calls that arrive at Consul.
 func newHarness(t *testing.T, handle grpc.StreamHandler, o xds.Options) *harness {
 	t.Helper()
-	h := &harness{T: t, catalog: &fakeCatalog{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}, port: bufconn.Listen(1 << 20)}
+	h := &harness{T: t, catalog: &fakeCatalog{}, metrics: prometheus.NewRegistry(), log: &logbuffer.Buffer{}, port: bufconn.Listen(1 << 20)}
 	h.catalog.set(nil, "edge")
 	log := slog.New(slog.NewTextHandler(h.log, nil))
 	o.Logger = log
