@@ -14,9 +14,9 @@ const module = "github.com/usherproxy/usher/"
 // from watch to server are strangers to each other; internal/controlplane joins
 // them.
 var allowed = map[string][]string{
-	"consul":                       {"internal/gateway", "internal/problem", "internal/settings", "internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/inflight", "internal/retry"},
+	"consul":                       {"internal/expiry", "internal/gateway", "internal/problem", "internal/settings", "internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/inflight", "internal/retry"},
 	"listeners":                    {"internal/accesslog", "internal/envoy", "internal/evidence", "internal/gateway", "internal/problem", "internal/settings", "internal/ordered"},
-	"xds":                          {"internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/problem", "internal/redaction", "internal/requestbytes", "internal/wire"},
+	"xds":                          {"internal/expiry", "internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/problem", "internal/redaction", "internal/requestbytes", "internal/wire"},
 	"internal/gateway":             {"internal/problem", "internal/settings", "internal/ordered"},
 	"internal/settings":            {"internal/problem"},
 	"internal/problem":             {},
@@ -47,6 +47,7 @@ var allowed = map[string][]string{
 	"internal/cutover":             {"internal/envoyadmin", "internal/resourcediff"},
 	"internal/accesslog":           {"internal/envoy", "internal/gateway", "internal/problem", "internal/settings"},
 	"internal/envoy":               {"internal/gateway"},
+	"internal/expiry":              {},
 	"internal/filewatch":           {"internal/guard"},
 	"internal/guard":               {},
 	"internal/inflight":            {},
