@@ -36,7 +36,7 @@ func (c *clockCheck) observe(server, begin, end time.Time) {
 	if server.IsZero() {
 		return
 	}
-	ahead := aheadOf(server, begin, end).Round(time.Second)
+	ahead := aheadOf(server, begin, end).Round(10 * time.Second)
 	change := (ahead - c.reported).Abs()
 	switch {
 	case ahead.Abs() > clockTolerance && change > clockTolerance:

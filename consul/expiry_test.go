@@ -261,8 +261,8 @@ func TestAClockThatDiffersIsAProblem(t *testing.T) {
 			{2*time.Hour + 20*time.Second, "it is 2h0m0s behind the clock of the Consul agent"}, // it drifts
 			{25 * time.Second, "it is 2h0m0s behind the clock of the Consul agent"},             // it does not come and go
 			{0, ""},
-			{-2 * time.Hour, "it is 1h59m59s ahead of the clock of the Consul agent"}, // the second that an answer may be old
-			{-48 * time.Hour, "it is 47h59m59s ahead of the clock of the Consul agent"},
+			{-2 * time.Hour, "it is 2h0m0s ahead of the clock of the Consul agent"},
+			{-48 * time.Hour, "it is 48h0m0s ahead of the clock of the Consul agent"},
 			{time.Second, ""},
 		} {
 			consul.ahead.Store(int64(tc.ahead))
