@@ -40,9 +40,9 @@ type Term struct {
 // Terms are the parts of the formula.
 var Terms = []Term{
 	{"the process", 40 * MiB, 60 * MiB, "", func(Load) int { return 1 }},
-	{"a service of a gateway: its queries, its resources, what they are compared with", 75 * KiB, 150 * KiB, "service", func(l Load) int { return l.Services }},
+	{"a service of a gateway: its queries, its resources, what they are compared with", 75 * KiB, 170 * KiB, "service", func(l Load) int { return l.Services }},
 	{"an instance of a service", 1 * KiB, 2 * KiB, "instance", func(l Load) int { return l.Endpoints }},
-	{"a stream of an Envoy", 80 * KiB, 120 * KiB, "stream", func(l Load) int { return l.Streams }},
+	{"a stream of an Envoy", 80 * KiB, 200 * KiB, "stream", func(l Load) int { return l.Streams }},
 	{"responses that Envoys do not read, for two minutes at most", 1, 2, "byte", func(l Load) int { return l.Unread }},
 	{"a connection without a token", 20 * KiB, 40 * KiB, "connection", func(l Load) int { return l.Callers }},
 	{"a port that Envoys report connections of", 30 * KiB, 60 * KiB, "port", func(l Load) int { return l.Ports }},
