@@ -77,9 +77,9 @@ func serve(ctx context.Context, o serveOptions) error {
 
 	// 5. Everything runs until the first part returns.
 	limit, limitFrom := limitMemory()
-	memoryWatch := &memoryWatch{limit: limit, live: liveHeap, report: func(found []problem.Problem) { problems.Report("memory", found) }}
+	watch := &memoryWatch{limit: limit, live: liveHeap, report: func(found []problem.Problem) { problems.Report("memory", found) }}
 	handler := &signalHandler{servers: servers, log: log, signals: o.signals, ready: ready, drainTime: o.drainTime}
-	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run, memoryWatch.run, o.startChecks(log, client, transport, o.describeMemory(limit, limitFrom)).run}
+	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run, watch.run, o.startChecks(log, client, transport, o.describeMemory(limit, limitFrom)).run}
 	if dir, ok := source.(*configdir.Source); ok {
 		handler.reloadables = append(handler.reloadables, reloadable{o.configDir, dir.Reload})
 	}
