@@ -182,7 +182,7 @@ func (b *snapshotBuild) addCertificate() {
 	b.certRequest = &certRequest{
 		uri:   gateway.ServiceName(b.id).SPIFFEID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter),
 		names: dnsNames(b.snapshot.Services, b.snapshot.Datacenter, domains),
-		root:  b.roots.active,
+		root:  b.next.roots.active,
 		agent: b.agent,
 	}
 	s := cmp.Or(b.certificate, &certState{})

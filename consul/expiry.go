@@ -44,7 +44,7 @@ func (b *snapshotBuild) keepTrustDomain() {
 	lasts := b.deadlineExceeded(what, trustDomainTimeout)
 	switch {
 	case last != nil && last.Leaf != nil && last.Roots != nil:
-		s.Leaf, s.Roots = last.Leaf, last.Roots
+		s.Leaf, s.Roots, b.next.roots = last.Leaf, last.Roots, b.prev.roots
 	case !lasts:
 		b.addMissing(what, nil)
 	}
@@ -90,7 +90,7 @@ func (b *snapshotBuild) addExpiries() {
 			problem.Degraded, problem.Outage,
 		})
 	}
-	b.addExpiry(lasting(b.roots.signs), expiring{
+	b.addExpiry(lasting(b.next.roots.signs), expiring{
 		"root certificate of the mesh", "services and gateways refuse each other's certificates",
 		"give Consul's CA a new root (consul connect ca set-config), early enough that all certificates can be renewed",
 		problem.Notice, problem.Outage,

@@ -157,7 +157,8 @@ func TestRootsAndCertificateChangeTheirTrustDomainTogether(t *testing.T) {
 			s.set(t, leafType, oldLeaf, begin)
 			want := func(when string, roots *caRoots, leaf *gateway.Leaf) {
 				t.Helper()
-				if last := s.state.last; last.Roots != roots.all || last.Leaf != leaf {
+				// The certificate for clients follows the root that signs.
+				if last := s.state.last; last.Roots != roots.all || last.Leaf != leaf || s.state.roots.active != roots.active {
 					t.Errorf("%s: the roots are of %s, and the certificate of %s", when, last.Roots.TrustDomain, trustDomainOf(last.Leaf))
 				}
 			}

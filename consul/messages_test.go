@@ -252,7 +252,7 @@ func messagesOfExpiries(t *testing.T, id gateway.ID) (lines []string) {
 	clients := *leaf
 	for _, now := range []time.Time{begin.Add(-time.Hour), end.Add(-2 * 24 * time.Hour), end} {
 		b := newSnapshotBuild(input{id: id, now: now}, state{})
-		b.roots.signs = root
+		b.next.roots.signs = root
 		b.snapshot.Peers = map[string]*gateway.Roots{"east": {PEMs: []string{root}}}
 		b.snapshot.Leaf, b.snapshot.DownstreamLeaf, b.snapshot.Roots = leaf, &clients, &gateway.Roots{TrustDomain: "new.consul"}
 		b.addExpiries()

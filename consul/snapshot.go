@@ -36,6 +36,7 @@ type state struct {
 	endpointQueries map[query][]string
 	certificate     *certState // that the last build used
 	expiryChanges   time.Time  // when the problems of expiring certificates change; zero: never
+	roots           caRoots    // the mesh's, of which the snapshot has those in all
 }
 
 // snapshotBuild is the result of buildSnapshot, or one in the making.
@@ -59,9 +60,8 @@ type snapshotBuild struct {
 
 	endpoints  map[string]*gateway.Endpoints // of the snapshot
 	agent      agent
-	roots      caRoots // of the mesh, as Consul returned them
-	entryKnown bool    // snapshot.Entry is from Consul
-	patchable  bool    // no query for endpoints has failed, and no target waits
+	entryKnown bool // snapshot.Entry is from Consul
+	patchable  bool // no query for endpoints has failed, and no target waits
 }
 
 // buildSnapshot makes a snapshot of a gateway. It modifies nothing, and starts nothing. It names all the queries that
@@ -75,7 +75,7 @@ func buildSnapshot(in input, prev state) *snapshotBuild {
 	b.addRegistrations()
 	b.addEntry()
 	if r := require[caRoots](b, query{queryType: rootsType}); r != nil {
-		b.snapshot.Roots, b.roots = r.all, *r
+		b.snapshot.Roots, b.next.roots = r.all, *r
 	}
 	if b.next.registered {
 		b.addServices()
