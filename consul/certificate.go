@@ -37,28 +37,32 @@ var (
 type caRoots struct {
 	all    *gateway.Roots
 	active string // the ID of the root that signs
+	signs  string // that root in PEM; empty if Consul does not list it
 }
 
 type rootsBody struct {
 	ActiveRootID, TrustDomain string
-	Roots                     []struct{ RootCert string }
+	Roots                     []struct{ ID, RootCert string }
 }
 
 func decodeRoots(prev *caRoots, body rootsBody, _ response) (*caRoots, error) {
 	if body.TrustDomain == "" || len(body.Roots) == 0 {
 		return nil, errors.New("the mesh has none yet; enable connect in the configuration of Consul's servers")
 	}
-	all := &gateway.Roots{TrustDomain: body.TrustDomain}
+	all, signs := &gateway.Roots{TrustDomain: body.TrustDomain}, ""
 	for _, root := range body.Roots {
 		if root.RootCert == "" {
 			return nil, unexpected("a certificate is empty")
 		}
 		all.PEMs = append(all.PEMs, root.RootCert)
+		if root.ID == body.ActiveRootID {
+			signs = root.RootCert
+		}
 	}
 	if prev != nil {
 		all = reuse(prev.all, all)
 	}
-	return &caRoots{all: all, active: body.ActiveRootID}, nil
+	return &caRoots{all: all, active: body.ActiveRootID, signs: signs}, nil
 }
 
 func decodeLeaf(_ any, r response) (any, error) {
@@ -178,7 +182,7 @@ func (b *snapshotBuild) addCertificate() {
 	b.certRequest = &certRequest{
 		uri:   gateway.ServiceName(b.id).SPIFFEID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter),
 		names: dnsNames(b.snapshot.Services, b.snapshot.Datacenter, domains),
-		root:  b.activeRoot,
+		root:  b.next.roots.active,
 		agent: b.agent,
 	}
 	s := cmp.Or(b.certificate, &certState{})
@@ -188,22 +192,19 @@ func (b *snapshotBuild) addCertificate() {
 	b.setCertificate(s)
 }
 
-// setCertificate adds a certificate to the snapshot. As with Consul's own xDS, clients and the mesh see the same one.
+// setCertificate adds a certificate to the snapshot. As with Consul's own xDS, clients and the mesh see the same one,
+// unless the mesh would refuse it.
 func (b *snapshotBuild) setCertificate(s *certState) {
-	where := fmt.Sprintf("certificate of gateway %q for clients", b.id.String())
 	if s.err != nil && s.lasts() {
-		b.addProblem(where, s.err.Error())
+		b.addProblem(b.certificateFor("clients"), s.err.Error())
 	}
 	if s.leaf == nil {
 		return
 	}
 	b.snapshot.DownstreamLeaf = s.leaf
-	if b.now.After(s.leaf.ValidBefore) {
-		b.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+
-			", so clients refuse it; Consul must sign a new one: check Consul's gRPC port, and Usher's token for service:write on the gateway")
-		return
+	if !b.now.After(s.leaf.ValidBefore) && b.isOfTheMesh(s.leaf) {
+		b.snapshot.Leaf = s.leaf
 	}
-	b.snapshot.Leaf = s.leaf
 }
 
 // servesTLS reports whether a listener shows clients a certificate of the mesh. As with Consul, a gateway needs that
@@ -367,12 +368,13 @@ type renewal struct {
 	failures int       // in a row
 }
 
-// timeLeft returns the time until the certificate is due, maxSleep at most.
+// timeLeft returns the time until the certificate is due, maxSleep at most. It is due as soon as either clock says so:
+// the machine's clock may be corrected by hours, and the one of timers stands still while the machine sleeps.
 func (r *renewal) timeLeft(now time.Time) time.Duration {
 	if r.due.IsZero() {
 		return maxSleep
 	}
-	return min(maxSleep, r.due.Sub(now))
+	return min(maxSleep, r.due.Sub(now), r.due.Round(0).Sub(now.Round(0)))
 }
 
 // setRequest sets the request. A certificate with other content is due at once. With a new root, the same certificate
@@ -390,15 +392,14 @@ func (r *renewal) setRequest(request certRequest, now time.Time) {
 	}
 }
 
-// succeeded makes the next certificate due at a random time between 60 % and 90 % of the lifetime, as Consul does. If a
-// clock is wrong, it is not due all the time.
+// succeeded makes the next certificate due at a random time between 60 % and 90 % of the lifetime, as Consul does. The
+// clock of this machine can be hours before or behind the one of the authority. So the certificate is due at the latest
+// that long after now, when it was signed, and it is due ten times in its lifetime at most.
 func (r *renewal) succeeded(leaf *gateway.Leaf, now time.Time) {
 	lifetime := leaf.ValidBefore.Sub(leaf.ValidAfter)
+	age := lifetime*6/10 + mathrand.N(lifetime*3/10+1)
 	r.failures = 0
-	r.due = leaf.ValidAfter.Add(lifetime*6/10 + mathrand.N(lifetime*3/10+1))
-	if least := now.Add(jitterTime); r.due.Before(least) {
-		r.due = least
-	}
+	r.due = now.Add(max(jitterTime, lifetime/10, min(age, leaf.ValidAfter.Add(age).Sub(now))))
 }
 
 func (r *renewal) failed(err error, now time.Time) {

@@ -34,6 +34,8 @@ type fakeCA struct {
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
 	ttl  time.Duration
+	// ahead is by how much its clock is ahead.
+	ahead time.Duration
 
 	mu     sync.Mutex
 	err    error
@@ -77,7 +79,7 @@ func (c *fakeCA) sign(_ context.Context, _ agent, csr string) (string, error) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(int64(len(c.signed) + 2)), URIs: request.URIs, DNSNames: request.DNSNames,
-		NotBefore: time.Now(), NotAfter: time.Now().Add(c.ttl),
+		NotBefore: time.Now().Add(c.ahead), NotAfter: time.Now().Add(c.ahead + c.ttl),
 	}
 	if c.drop {
 		template.DNSNames = nil
@@ -387,18 +389,20 @@ func TestDNSNames(t *testing.T) {
 }
 
 func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
-	towardsMesh, forClients := &gateway.Leaf{}, &gateway.Leaf{ValidBefore: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
+	towardsMesh, forClients := &gateway.Leaf{}, &gateway.Leaf{ValidAfter: time.Date(2029, 12, 29, 0, 0, 0, 0, time.UTC), ValidBefore: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
 	for _, tc := range []struct {
 		now      time.Time
 		leaf     *gateway.Leaf
 		problems int
 	}{
-		{forClients.ValidBefore.Add(-time.Second), forClients, 0},
+		{forClients.ValidBefore.Add(-10 * time.Hour), forClients, 0},
+		{forClients.ValidBefore.Add(-time.Second), forClients, 1},
 		{forClients.ValidBefore.Add(time.Second), towardsMesh, 1},
 	} {
 		b := newSnapshotBuild(input{now: tc.now}, state{})
 		b.snapshot.Leaf = towardsMesh
 		b.setCertificate(&certState{leaf: forClients})
+		b.addExpiries()
 		if b.snapshot.DownstreamLeaf != forClients || b.snapshot.Leaf != tc.leaf || len(b.snapshot.Problems) != tc.problems {
 			t.Errorf("at %v: %+v", tc.now, b.snapshot)
 		}
@@ -413,11 +417,11 @@ func TestNewCertificateIsNotMissedForNewInstances(t *testing.T) {
 		endpointQueries: map[query][]string{q: {"web"}},
 	}}
 	news := map[query]queryResult{q: {value: &gateway.Endpoints{}}}
-	if w.patchEndpoints(news) != nil {
+	if w.patchEndpoints(news, time.Now()) != nil {
 		t.Error("a new certificate is not in the snapshot")
 	}
 	w.state.certificate = c.current()
-	if w.patchEndpoints(news) == nil {
+	if w.patchEndpoints(news, time.Now()) == nil {
 		t.Error("instances are not handed on alone beside a certificate that is known")
 	}
 }

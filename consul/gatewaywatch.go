@@ -72,9 +72,9 @@ func (w *gatewayWatch) step(now time.Time) (wait time.Duration) {
 // apply publishes a snapshot if the updates make a new one that is complete.
 func (w *gatewayWatch) apply(now time.Time) (wait time.Duration) {
 	updates, onlyFirst := w.subscription.takeUpdates()
-	if next := w.patchEndpoints(updates); next != nil {
+	if next := w.patchEndpoints(updates, now); next != nil {
 		w.publish(next)
-		return noDeadline
+		return w.state.untilNext(now, noDeadline)
 	}
 	// A gateway begins with a first result for each of its services, and a build takes the longer the more services
 	// there are. So wait for more of them.
@@ -99,7 +99,7 @@ func (w *gatewayWatch) apply(now time.Time) (wait time.Duration) {
 		w.client.logger.Info("the gateway's configuration in consul is complete again", "gateway", w.id.String())
 	}
 	w.publish(b.snapshot)
-	return b.rebuildAfter
+	return b.next.untilNext(now, b.rebuildAfter)
 }
 
 // build builds a snapshot and subscribes to the queries that it needs. If another gateway has a result for a new one of
@@ -120,16 +120,18 @@ func (w *gatewayWatch) publish(next *gateway.Snapshot) {
 	if next == w.state.last {
 		return
 	}
+	if last := w.state.last; last == nil || leafOf(last) != leafOf(next) {
+		w.client.metrics.setCertificate(w.id, leafOf(next))
+	}
 	w.state.last = next
 	w.client.metrics.snapshots.Inc()
-	w.client.metrics.setCertificate(w.id, next)
 	w.publishSnapshot(next)
 }
 
 // patchEndpoints returns the last snapshot with other endpoints, if nothing else has changed, else nil. This is the
 // most frequent change, and takes the same time for a gateway with few and with thousands of services.
-func (w *gatewayWatch) patchEndpoints(updates map[query]queryResult) *gateway.Snapshot {
-	if w.state.endpointQueries == nil || len(updates) == 0 || w.certificate.current() != w.state.certificate {
+func (w *gatewayWatch) patchEndpoints(updates map[query]queryResult, now time.Time) *gateway.Snapshot {
+	if w.state.endpointQueries == nil || len(updates) == 0 || w.certificate.current() != w.state.certificate || w.state.expires(now) {
 		return nil
 	}
 	next := *w.state.last

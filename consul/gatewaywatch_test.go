@@ -107,7 +107,7 @@ func TestChangedInstancesArePublishedAlone(t *testing.T) {
 	news := instanceAt(1)
 	s.update(s.health(3), queryResult{value: news})
 	updates, _ := s.subscription.takeUpdates()
-	if next := s.patchEndpoints(updates); next == nil || next.Endpoints.Get(service(3).Name) != news {
+	if next := s.patchEndpoints(updates, time.Now()); next == nil || next.Endpoints.Get(service(3).Name) != news {
 		t.Fatal("the instances of a service changed, and everything is built")
 	}
 	s.update(s.health(3), queryResult{value: news})
@@ -159,7 +159,7 @@ func TestOtherChangesBuildEverything(t *testing.T) {
 			s := newManualWatch(t, 3)
 			change(s)
 			updates, _ := s.subscription.takeUpdates()
-			if s.patchEndpoints(updates) != nil {
+			if s.patchEndpoints(updates, time.Now()) != nil {
 				t.Error("only the instances were changed")
 			}
 		})

@@ -57,6 +57,14 @@ func messagesOfReports(t *testing.T) (lines []string) {
 	m.logFailure(heartbeat, nil, away, failureContext{})
 	m.logFailure(query{queryType: meshType}, nil, errors.New("consul answered 500"), failureContext{hasAnswer: true})
 	m.logFailure(query{queryType: proxyDefaultsType}, nil, errors.New("consul answered 500"), failureContext{})
+	now := time.Date(2026, 1, 31, 8, 30, 0, 0, time.UTC)
+	clock := clockCheck{client: client}
+	clock.observe(now, now.Add(2*time.Hour), now.Add(2*time.Hour))
+	clock.observe(now.Add(2*time.Hour), now, now)
+	own := &ownLogin{authMethod: "components", now: login{token: "x", expiry: now}}
+	for _, at := range []time.Time{now.Add(-time.Second), now} {
+		client.report("usher's login", own.problems(away, at))
+	}
 	slices.Sort(lines)
 	return slices.Compact(lines)
 }
@@ -223,6 +231,8 @@ func messagesOfSnapshots(t *testing.T) (lines []string) {
 	}
 	c := newSnapshotBuild(input{id: s.id, now: time.Now()}, state{})
 	c.setCertificate(&certState{failures: lastingFailures, err: errBusy, leaf: &gateway.Leaf{ValidBefore: time.Date(2026, 1, 31, 8, 30, 0, 0, time.UTC)}})
+	c.addExpiries()
+	lines = append(lines, messagesOfExpiries(t, c.id)...)
 	for _, p := range c.snapshot.Problems {
 		lines = append(lines, p.String())
 	}
@@ -231,6 +241,30 @@ func messagesOfSnapshots(t *testing.T) (lines []string) {
 	s.step(time.Now())
 	panicked, _, _ := strings.Cut(s.state.last.Problems[0].String(), " at ") // what follows is a line of code
 	return append(lines, panicked)
+}
+
+// messagesOfExpiries provokes what is said about a certificate, a root and a cluster peer at each stage of their life.
+func messagesOfExpiries(t *testing.T, id gateway.ID) (lines []string) {
+	t.Helper()
+	begin, end := time.Date(2026, 1, 1, 8, 30, 0, 0, time.UTC), time.Date(2026, 1, 31, 8, 30, 0, 0, time.UTC)
+	root := certificateOf(t, "Consul CA", "", begin, end)
+	leaf := &gateway.Leaf{CertPEM: certificateOf(t, "edge", "old.consul", begin, end), ValidBefore: end}
+	clients := *leaf
+	for _, now := range []time.Time{begin.Add(-time.Hour), end.Add(-2 * 24 * time.Hour), end} {
+		b := newSnapshotBuild(input{id: id, now: now}, state{})
+		b.next.roots.signs = root
+		b.snapshot.Peers = map[string]*gateway.Roots{"east": {PEMs: []string{root}}}
+		b.snapshot.Leaf, b.snapshot.DownstreamLeaf, b.snapshot.Roots = leaf, &clients, &gateway.Roots{TrustDomain: "new.consul"}
+		b.addExpiries()
+		if now == end {
+			b.prev.since = map[string]time.Time{"a certificate of the trust domain new.consul": begin}
+			b.keepTrustDomain()
+		}
+		for _, p := range b.snapshot.Problems {
+			lines = append(lines, p.String())
+		}
+	}
+	return lines
 }
 
 func messagesOfCertificates(t *testing.T) (lines []string) {

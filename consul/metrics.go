@@ -83,15 +83,18 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// setCertificate sets when the certificate in a gateway's snapshot expires. If there are two, it is that for clients.
-func (m *Metrics) setCertificate(id gateway.ID, s *gateway.Snapshot) {
-	leaf := cmp.Or(s.DownstreamLeaf, s.Leaf)
+// leafOf returns the certificate in a gateway's snapshot, nil if there is none. If there are two, it is that for clients.
+func leafOf(s *gateway.Snapshot) *gateway.Leaf { return cmp.Or(s.DownstreamLeaf, s.Leaf) }
+
+// setCertificate sets when the certificate of a gateway expires, or the one that signs it if that is earlier.
+func (m *Metrics) setCertificate(id gateway.ID, leaf *gateway.Leaf) {
 	if leaf == nil {
 		m.removeCertificate(id)
 		return
 	}
-	m.expiries.WithLabelValues(id.String()).Set(float64(leaf.ValidBefore.Unix()))
-	m.lifetimes.WithLabelValues(id.String()).Set(leaf.ValidBefore.Sub(leaf.ValidAfter).Seconds())
+	first := chainOf(leaf).First()
+	m.expiries.WithLabelValues(id.String()).Set(float64(first.Until.Unix()))
+	m.lifetimes.WithLabelValues(id.String()).Set(first.Until.Sub(first.From).Seconds())
 }
 
 // removeCertificate removes the series of a gateway that is no longer watched.

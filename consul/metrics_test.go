@@ -37,10 +37,10 @@ func TestCertificateOfAGatewayIsAMetric(t *testing.T) {
 // it has expired.
 func TestExpiredCertificateForClientsIsTheMetric(t *testing.T) {
 	metrics, expired := NewMetrics(nil), time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	metrics.setCertificate(gateway.ID{Name: "gateway"}, &gateway.Snapshot{
+	metrics.setCertificate(gateway.ID{Name: "gateway"}, leafOf(&gateway.Snapshot{
 		Leaf:           &gateway.Leaf{ValidBefore: expired.Add(time.Hour)},
 		DownstreamLeaf: &gateway.Leaf{ValidAfter: expired.Add(-time.Minute), ValidBefore: expired},
-	})
+	}))
 	wantCertificate(t, metrics, expired, time.Minute)
 }
 

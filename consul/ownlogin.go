@@ -12,8 +12,10 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
+	"github.com/usherproxy/usher/internal/expiry"
 	"github.com/usherproxy/usher/internal/filewatch"
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/retry"
 )
 
@@ -156,9 +158,13 @@ func (l *ownLogin) replace(ctx context.Context, c *Client) (before login) {
 		}
 		if err == nil {
 			c.logger.Info("logged in to consul", "auth_method", l.authMethod, "accessor", in.accessor, "expires", expiryOf(in))
+			c.report("usher's login", nil)
 			return l.set(in)
 		}
 		l.fail(err)
+		if failures >= lastingFailures {
+			c.report("usher's login", l.problems(err, time.Now()))
+		}
 		if err.Error() != logged {
 			logged = err.Error()
 			c.logger.Warn("usher cannot log in to consul; it tries again", "consul", c.Address(), "error", err)
@@ -235,14 +241,34 @@ func (l *ownLogin) fail(err error) {
 	}
 }
 
+// problems returns the problem that the login expires and cannot be renewed, which begins when about three quarters of
+// its lifetime are over. Without a login there is none: Ready has the reason.
+func (l *ownLogin) problems(err error, now time.Time) []problem.Problem {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.now.token == "" || l.now.expiry.IsZero() {
+		return nil
+	}
+	p := problem.Problem{Where: "--login-auth-method " + l.authMethod}
+	if expires := l.now.expiry.UTC().Format(time.RFC3339); now.Before(l.now.expiry) {
+		p.What = fmt.Sprintf("Usher's login expires at %s and cannot be renewed: %v; after that, Consul answers Usher nothing, and Envoys keep what they have", expires, err)
+	} else {
+		p.What = fmt.Sprintf("Usher's login expired at %s and cannot be renewed: %v; Consul answers Usher nothing, and Envoys keep what they have", expires, err)
+	}
+	if stage, _ := (expiry.Validity{From: l.made, Until: l.now.expiry}).Stage(now); stage == expiry.Good {
+		p.Severity = problem.Notice
+	}
+	return []problem.Problem{p}
+}
+
 // awaitNext waits until it is time for the next login.
 func (l *ownLogin) awaitNext(ctx context.Context) {
 	l.mu.Lock()
-	expiry, made := l.now.expiry, l.made
+	expires, made := l.now.expiry, l.made
 	l.mu.Unlock()
 	var renew <-chan time.Time
-	if !expiry.IsZero() {
-		lifetime := max(minLoginLifetime, expiry.Sub(made))
+	if !expires.IsZero() {
+		lifetime := max(minLoginLifetime, expires.Sub(made))
 		renew = time.After(time.Until(made.Add(lifetime*7/10 + rand.N(lifetime/10+1))))
 	}
 	select {

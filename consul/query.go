@@ -131,11 +131,12 @@ func (q query) parameters() [][2]string {
 // response is Consul's response to a query.
 type response struct {
 	body     []byte
-	index    uint64 // 0: there is none
-	streamed bool   // it is from the streaming backend, which answers blocking health queries
-	filtered bool   // Consul's ACLs left something out
-	refused  bool   // Consul refused it, and the query type is optional
-	early    bool   // it has the index of the query, and came before the wait time was over
+	index    uint64    // 0: there is none
+	streamed bool      // it is from the streaming backend, which answers blocking health queries
+	filtered bool      // Consul's ACLs left something out
+	refused  bool      // Consul refused it, and the query type is optional
+	date     time.Time // of the server that wrote it; zero: not known, or it is from a cache
+	early    bool      // it has the index of the query, and came before the wait time was over
 }
 
 // errNoLeader means that a server knows no leader, so that its state may be empty or old. Consul 1.15 also answers so
@@ -220,8 +221,18 @@ func (c *Client) send(ctx context.Context, client *http.Client, q query, index u
 		index:    n,
 		streamed: streamed,
 		filtered: header.Get("X-Consul-Results-Filtered-By-Acls") == "true",
+		date:     dateOf(header),
 		early:    index > 0 && n == index && time.Since(begin) < wait*9/10,
 	}, nil
+}
+
+// dateOf returns the time at which a server wrote an answer.
+func dateOf(header http.Header) time.Time {
+	if header.Get("Age") != "" {
+		return time.Time{}
+	}
+	date, _ := http.ParseTime(header.Get("Date"))
+	return date
 }
 
 // tokenFor returns the token for a query.

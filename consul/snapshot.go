@@ -35,6 +35,8 @@ type state struct {
 	// complete in every respect.
 	endpointQueries map[query][]string
 	certificate     *certState // that the last build used
+	expiryChanges   time.Time  // when the problems of expiring certificates change; zero: never
+	roots           caRoots    // the mesh's, of which the snapshot has those in all
 }
 
 // snapshotBuild is the result of buildSnapshot, or one in the making.
@@ -58,9 +60,8 @@ type snapshotBuild struct {
 
 	endpoints  map[string]*gateway.Endpoints // of the snapshot
 	agent      agent
-	activeRoot string // the ID of the root that signs certificates
-	entryKnown bool   // snapshot.Entry is from Consul
-	patchable  bool   // no query for endpoints has failed, and no target waits
+	entryKnown bool // snapshot.Entry is from Consul
+	patchable  bool // no query for endpoints has failed, and no target waits
 }
 
 // buildSnapshot makes a snapshot of a gateway. It modifies nothing, and starts nothing. It names all the queries that
@@ -74,11 +75,12 @@ func buildSnapshot(in input, prev state) *snapshotBuild {
 	b.addRegistrations()
 	b.addEntry()
 	if r := require[caRoots](b, query{queryType: rootsType}); r != nil {
-		b.snapshot.Roots, b.activeRoot = r.all, r.active
+		b.snapshot.Roots, b.next.roots = r.all, *r
 	}
 	if b.next.registered {
 		b.addServices()
 	}
+	b.addExpiries()
 	slices.SortFunc(b.snapshot.Problems, func(a, b problem.Problem) int {
 		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
 	})
@@ -154,7 +156,11 @@ func (b *snapshotBuild) addMissing(what string, err error) {
 }
 
 func (b *snapshotBuild) addProblem(where, what string) {
-	b.snapshot.Problems = append(b.snapshot.Problems, problem.Problem{Where: where, What: what})
+	b.addProblemOf(problem.Degraded, where, what)
+}
+
+func (b *snapshotBuild) addProblemOf(severity problem.Severity, where, what string) {
+	b.snapshot.Problems = append(b.snapshot.Problems, problem.Problem{Where: where, What: what, Severity: severity})
 }
 
 // deadlineExceeded reports whether every build has called it with this text for the time limit. If not, the next build
@@ -250,6 +256,7 @@ func (b *snapshotBuild) addServices() {
 	// A gateway without services needs no certificate.
 	if list != nil && (len(list.services) > 0 || list.filtered) {
 		b.snapshot.Leaf = require[gateway.Leaf](b, b.queryFor(leafType))
+		b.keepTrustDomain()
 	}
 	b.addGatewayServices(list)
 	b.addDatacenter()

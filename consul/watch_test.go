@@ -60,7 +60,7 @@ func newFakeGatewayWithInstances(t *testing.T, services ...string) *fakeConsul {
 func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 	c := newFakeConsul(t)
 	c.set("/v1/connect/ca/roots", reply{body: `{"TrustDomain": "td.consul", "Roots": [{"RootCert": "one"}, {"RootCert": "two"}]}`})
-	c.set("/v1/agent/connect/ca/leaf/gateway", reply{body: `{"CertPEM": "cert", "PrivateKeyPEM": "key", "ValidAfter": "2030-01-01T03:04:05Z", "ValidBefore": "2030-01-02T03:04:05Z"}`})
+	c.set("/v1/agent/connect/ca/leaf/gateway", reply{body: `{"CertPEM": "cert", "PrivateKeyPEM": "key", "ValidAfter": "2020-01-01T03:04:05Z", "ValidBefore": "2120-01-02T03:04:05Z"}`})
 	c.set("/v1/config/proxy-defaults", reply{body: `[{"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http", "usher": {"proxy_protocol": {"mode": "permissive"}}}}]`})
 	c.set("/v1/config/mesh", reply{body: `[{"Kind": "mesh", "ValidateClusters": true, "TLS": {"Outgoing": {"TLSMinVersion": "TLSv1_3"}}}]`})
 	c.set("/v1/config/ingress-gateway", reply{body: `[
@@ -116,7 +116,7 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 		}}}),
 		Mesh:          &gateway.Mesh{ValidateClusters: true, TLS: &gateway.MeshTLS{Outgoing: &gateway.TLSParameters{TLSMinVersion: "TLSv1_3"}}},
 		Roots:         &gateway.Roots{TrustDomain: "td.consul", PEMs: []string{"one", "two"}},
-		Leaf:          &gateway.Leaf{CertPEM: "cert", KeyPEM: "key", ValidAfter: time.Date(2030, 1, 1, 3, 4, 5, 0, time.UTC), ValidBefore: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
+		Leaf:          &gateway.Leaf{CertPEM: "cert", KeyPEM: "key", ValidAfter: time.Date(2020, 1, 1, 3, 4, 5, 0, time.UTC), ValidBefore: time.Date(2120, 1, 2, 3, 4, 5, 0, time.UTC)},
 		ProxyDefaults: settingsWithMode(`proxy-defaults "global"`, settings.Permissive),
 		Instances: []*gateway.Instance{
 			{

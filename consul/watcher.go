@@ -235,12 +235,13 @@ type watchdog struct {
 	// err points to the reason why Consul does not answer, or to nil. Only the goroutine of run writes it.
 	err      atomic.Pointer[error]
 	answered bool // Consul has answered once; only the goroutine of run uses it
+	clock    clockCheck
 }
 
 var errNoAnswerYet = errors.New("no answer yet")
 
 func newWatchdog(c *Client, m *watchManager) *watchdog {
-	d := &watchdog{client: c, manager: m, recovered: make(chan struct{}, 1)}
+	d := &watchdog{client: c, manager: m, recovered: make(chan struct{}, 1), clock: clockCheck{client: c}}
 	d.err.Store(&errNoAnswerYet)
 	return d
 }
@@ -268,7 +269,9 @@ func (d *watchdog) run(ctx context.Context) {
 func (d *watchdog) query(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, watchdogTimeout, noAnswer(watchdogTimeout))
 	defer cancel()
-	_, err := d.client.send(ctx, d.client.watchdogHTTP, heartbeat, 0, 0)
+	begin := time.Now()
+	r, err := d.client.send(ctx, d.client.watchdogHTTP, heartbeat, 0, 0)
+	d.clock.observe(r.date, begin, time.Now())
 	return err
 }
 

@@ -53,6 +53,12 @@ func newCrowd(t *testing.T, conn *grpc.ClientConn, token, service string) *crowd
 // join adds Envoys, a hundred to a connection, until the test ends.
 func (c *crowd) join(t *testing.T, port lab.XDSPort, envoys int) {
 	t.Helper()
+	c.joinOver(t, port, envoys, 100)
+}
+
+// joinOver is join with another number of Envoys to a connection.
+func (c *crowd) joinOver(t *testing.T, port lab.XDSPort, envoys, perConnection int) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	t.Cleanup(func() {
@@ -61,7 +67,7 @@ func (c *crowd) join(t *testing.T, port lab.XDSPort, envoys int) {
 	})
 	var conn *grpc.ClientConn
 	for i := range envoys {
-		if i%100 == 0 {
+		if i%perConnection == 0 {
 			conn = port.Dial(t)
 		}
 		on := conn

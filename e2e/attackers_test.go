@@ -33,6 +33,12 @@ type limitedUsher struct {
 
 func startLimitedUsher(t *testing.T, args ...string) *limitedUsher {
 	t.Helper()
+	return startUsherIn(t, 512<<20, args...)
+}
+
+// startUsherIn is startLimitedUsher with so many bytes of memory; 0: without a limit.
+func startUsherIn(t *testing.T, bytes int, args ...string) *limitedUsher {
+	t.Helper()
 	g := &limitedUsher{Network: lab.NewNetwork(t)}
 	g.Consul = lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: g.Control, Secure: true})
 	g.RegisterCatalog(t, g.Consul)
@@ -40,7 +46,7 @@ func startLimitedUsher(t *testing.T, args ...string) *limitedUsher {
 		Host: g.Gateway, Consul: g.Consul, XDSAddr: "0.0.0.0:18000",
 		Token:  g.Consul.NewToken(t, "usher", testprocess.ReadFile(t, "../docs/usher-policy.hcl")),
 		Args:   append([]string{"--insecure-plaintext"}, args...),
-		Memory: 512 << 20,
+		Memory: bytes,
 		Files:  4096,
 	})
 	g.Token = g.Consul.NewToken(t, "ingress-gateway", gatewayRules)

@@ -26,11 +26,13 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 	t.Parallel()
 	s := startChangesStory(t)
 	s.StartLoad(t)
+	oldRoots := servingCertificates(t, s.OnUsher.Envoy).roots()
 	old := map[*lab.Envoy][]string{}
 	for _, e := range s.inTheMesh() {
 		old[e] = servingCertificates(t, e).leaves()
 	}
 	s.Make(t, s.newRoot())
+	s.wantTrusted(t, oldRoots)
 	for _, e := range s.inTheMesh() {
 		testprocess.Eventually(t, e.Name+" has a new certificate", leafDeadline, func() error {
 			for _, serial := range servingCertificates(t, e).leaves() {
@@ -42,7 +44,23 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 		})
 	}
 	s.Make(t, s.newConnections())
+	// Consul keeps the old root until no certificate of it can be left, which is longer than this test.
+	s.wantTrusted(t, oldRoots)
 	s.WantNoFailures(t)
+}
+
+// wantTrusted wants Usher's Envoy to trust these roots and another one.
+func (s *changesStory) wantTrusted(t *testing.T, old []string) {
+	t.Helper()
+	now := servingCertificates(t, s.OnUsher.Envoy).roots()
+	for _, serial := range old {
+		if !slices.Contains(now, serial) {
+			t.Errorf("the root %s is not trusted any more, while certificates of it are in use", serial)
+		}
+	}
+	if len(now) <= len(old) {
+		t.Errorf("the new root is not trusted: %d roots before, %d now", len(old), len(now))
+	}
 }
 
 // leafDeadline is how long new certificates may take: an agent spreads them

@@ -77,7 +77,7 @@ func TestOnlyCertificatesThatClientsUseExpire(t *testing.T) {
 			for _, c := range tc.bundle {
 				pair.Certificate = append(pair.Certificate, c.Raw)
 			}
-			found, _ := chainOf(pair).problems("tls.crt", now)
+			found, _ := chainProblems(chainOf(pair), "tls.crt", now)
 			got := ""
 			for _, p := range found {
 				got += p.Severity.String() + " " + p.What
@@ -85,7 +85,7 @@ func TestOnlyCertificatesThatClientsUseExpire(t *testing.T) {
 			if len(found) > 1 || (got == "") != (tc.want == "") || !strings.HasPrefix(got, tc.want) {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}
-			if until := chainOf(pair).first().until; until.Unix() != tc.expires.Unix() {
+			if until := chainOf(pair).First().Until; until.Unix() != tc.expires.Unix() {
 				t.Errorf("the metric has %v, want %v", until, tc.expires)
 			}
 			if len(found) == 1 && (found[0].Severity == problem.Outage) != strings.Contains(found[0].What, "no Envoy can connect") {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/usherproxy/usher/internal/expiry"
 	"github.com/usherproxy/usher/internal/testing/logbuffer"
 )
 
@@ -275,9 +276,9 @@ func TestCertificateExpiry(t *testing.T) {
 		{3 * day, 2 * time.Hour, "degraded"},
 		{3 * day, -day, "outage"},
 	} {
-		v := validity{begin, begin.Add(tc.lifetime), "the certificate", true}
-		now := v.until.Add(-tc.left)
-		found, changes := chain{v}.problems("tls.crt", now)
+		v := expiry.Validity{From: begin, Until: begin.Add(tc.lifetime), Name: "the certificate", Needed: true}
+		now := v.Until.Add(-tc.left)
+		found, changes := chainProblems(expiry.Chain{v}, "tls.crt", now)
 		got := ""
 		if len(found) > 0 {
 			got = found[0].Severity.String()
@@ -288,7 +289,7 @@ func TestCertificateExpiry(t *testing.T) {
 		if expired := tc.left <= 0; expired != changes.IsZero() || !expired && !changes.After(now) {
 			t.Errorf("%v of %v are left: it changes at %v", tc.left, tc.lifetime, changes)
 		}
-		if len(found) > 0 && tc.left <= tc.lifetime && !strings.Contains(found[0].What, v.until.Format(time.RFC3339)) {
+		if len(found) > 0 && tc.left <= tc.lifetime && !strings.Contains(found[0].What, v.Until.Format(time.RFC3339)) {
 			t.Errorf("it has no date: %s", found[0])
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/usherproxy/usher/internal/expiry"
 	"github.com/usherproxy/usher/internal/filewatch"
 	"github.com/usherproxy/usher/internal/problem"
 )
@@ -77,22 +78,22 @@ func (k *KeyPair) Run(ctx context.Context) error {
 
 // Register registers the metrics of the certificate.
 func (k *KeyPair) Register(r prometheus.Registerer) {
-	gauge := func(name, help string, value func(validity) float64) {
+	gauge := func(name, help string, value func(expiry.Validity) float64) {
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
-			return value(chainOf(k.current.Load()).first())
+			return value(chainOf(k.current.Load()).First())
 		}))
 	}
 	gauge("usher_tls_certificate_expiry_timestamp_seconds", "When the certificate of Usher's own ports (--tls-cert), or the one that signs it, expires: the earlier, in seconds since 1970.",
-		func(v validity) float64 { return float64(v.until.Unix()) })
+		func(v expiry.Validity) float64 { return float64(v.Until.Unix()) })
 	gauge("usher_tls_certificate_lifetime_seconds", "How long the certificate of usher_tls_certificate_expiry_timestamp_seconds is valid altogether.",
-		func(v validity) float64 { return v.until.Sub(v.from).Seconds() })
+		func(v expiry.Validity) float64 { return v.Until.Sub(v.From).Seconds() })
 }
 
 // ReportProblems calls report with the problems of the certificate, at once and whenever they change, until ctx ends: it
 // expires, or a new one cannot be used (rejected), which Run logs. It returns nil.
 func (k *KeyPair) ReportProblems(ctx context.Context, report func(expiry, rejected []problem.Problem)) error {
 	for {
-		expiry, changes := chainOf(k.current.Load()).problems(k.certFile, time.Now())
+		ending, changes := chainProblems(chainOf(k.current.Load()), k.certFile, time.Now())
 		var rejected []problem.Problem
 		if err := k.rejected.Load(); err != nil {
 			rejected = append(rejected, problem.Problem{
@@ -100,7 +101,7 @@ func (k *KeyPair) ReportProblems(ctx context.Context, report func(expiry, reject
 				What: fmt.Sprintf("the new certificate cannot be used, and the old one stays in use: %v; correct the files", *err),
 			})
 		}
-		report(expiry, rejected)
+		report(ending, rejected)
 		var timer <-chan time.Time
 		if !changes.IsZero() {
 			timer = time.After(time.Until(changes))
@@ -117,10 +118,10 @@ func (k *KeyPair) ReportProblems(ctx context.Context, report func(expiry, reject
 // Describe returns "ok" with the dates of the certificate, or the problem that it has at a time.
 func (k *KeyPair) Describe(now time.Time) string {
 	c := chainOf(k.current.Load())
-	if problems, _ := c.problems(k.certFile, now); len(problems) > 0 {
+	if problems, _ := chainProblems(c, k.certFile, now); len(problems) > 0 {
 		return problems[0].What
 	}
-	return "ok, until " + c.first().until.UTC().Format(time.RFC3339)
+	return "ok, until " + c.First().Until.UTC().Format(time.RFC3339)
 }
 
 // Reload makes Run read the pair at once.

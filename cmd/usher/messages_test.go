@@ -224,5 +224,6 @@ func TestMessages(t *testing.T) {
 		add(err)
 	}
 	lines = append(lines, cutoverErrors(t)...)
+	lines = append(lines, memoryProblem(64<<20).String())
 	messages.Check(t, lines, "errors.New", "fmt.Errorf", "status.Errorf")
 }

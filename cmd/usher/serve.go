@@ -12,6 +12,7 @@ import (
 	"github.com/usherproxy/usher/internal/configfile"
 	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -75,8 +76,10 @@ func serve(ctx context.Context, o serveOptions) error {
 	admin.addPages(adminSources{plane, problems, servers, ready, recent, o})
 
 	// 5. Everything runs until the first part returns.
+	limit, limitFrom := limitMemory()
+	watch := &memoryWatch{limit: limit, live: liveHeap, report: func(found []problem.Problem) { problems.Report("memory", found) }}
 	handler := &signalHandler{servers: servers, log: log, signals: o.signals, ready: ready, drainTime: o.drainTime}
-	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run, o.startChecks(log, client, transport).run}
+	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run, watch.run, o.startChecks(log, client, transport, o.describeMemory(limit, limitFrom)).run}
 	if dir, ok := source.(*configdir.Source); ok {
 		handler.reloadables = append(handler.reloadables, reloadable{o.configDir, dir.Reload})
 	}

@@ -33,9 +33,10 @@ type startChecks struct {
 	checks []startCheck
 }
 
-// startChecks returns those that the flags ask for. client is nil in file mode.
-func (o serveOptions) startChecks(log *slog.Logger, client *consul.Client, t transport) startChecks {
+// startChecks returns those that the flags ask for. client is nil in file mode. memory is what is known of the memory limit.
+func (o serveOptions) startChecks(log *slog.Logger, client *consul.Client, t transport, memory string) startChecks {
 	c := startChecks{log: log}
+	c.checks = append(c.checks, startCheck{"memory", func(context.Context) (string, error) { return memory, nil }})
 	if client != nil {
 		c.checks = append(c.checks,
 			startCheck{"consul at " + client.Address() + ": usher's token", func(ctx context.Context) (string, error) { return tryToken(ctx, client) }},
