@@ -64,6 +64,7 @@ type snapshotBuild struct {
 	patchable  bool   // no query for endpoints has failed, and no target waits
 	// unregistered means that Consul has no instance of the gateway.
 	unregistered bool
+	restored     restoredParts
 	// trustDomain is the one that Consul has given to this process; empty before.
 	trustDomain string
 }
@@ -89,6 +90,7 @@ func buildSnapshot(in input, prev state) *snapshotBuild {
 		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
 	})
 	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
+	b.snapshot.Restored = b.restoredSince()
 	b.missingForLong = len(b.missing) > 0 && b.deadlineExceeded("an incomplete snapshot", b.options.HealthTimeout)
 	if len(b.missing) > 0 || !b.patchable || b.rebuildAfter < noDeadline {
 		b.next.endpointQueries = nil
@@ -142,12 +144,37 @@ func read[T any](b *snapshotBuild, q query) (*T, queryResult) {
 		if b.trustDomain != "" && r.answer.trustDomain != b.trustDomain {
 			return nil, queryResult{err: errOtherCluster}
 		}
-		if b.snapshot.Restored.IsZero() || at.Before(b.snapshot.Restored) {
-			b.snapshot.Restored = at
-		}
+		b.restored.add(at, r.err)
+	} else if r.value != nil && r.err == nil && !q.queryType.local {
+		b.restored.answered = true
 	}
 	v, _ := r.value.(*T)
 	return v, r
+}
+
+// restoredParts are the saved answers that a build has used.
+type restoredParts struct {
+	oldest time.Time // when the oldest was saved; zero without any
+	// away is true if Consul is not to be reached for one of these queries, and answered if it has answered another query.
+	away, answered bool
+}
+
+func (p *restoredParts) add(at time.Time, err error) {
+	if p.oldest.IsZero() || at.Before(p.oldest) {
+		p.oldest = at
+	}
+	o := outcomeOf(err)
+	p.away = p.away || o == outcomeUnreachable || o == outcomeLimited
+}
+
+// restoredSince returns Snapshot.Restored. A query that Consul does not answer, while it answers others, may stay so for
+// ever. After the answer timeout its saved answer is the last good one, as without a restart.
+func (b *snapshotBuild) restoredSince() time.Time {
+	p := b.restored
+	if !p.oldest.IsZero() && p.answered && !p.away && b.deadlineExceeded("saved answers beside those of consul", b.options.AnswerTimeout) {
+		return time.Time{}
+	}
+	return p.oldest
 }
 
 // errOtherCluster means that a saved answer is from a Consul with another trust domain than the one that answers.
@@ -298,7 +325,7 @@ func (b *snapshotBuild) addLeaf() {
 	b.snapshot.Leaf = leaf
 	switch {
 	case leaf != nil:
-	case b.keyless && !b.snapshot.Restored.IsZero() && b.trustDomain == "":
+	case b.keyless && !b.restored.oldest.IsZero() && b.trustDomain == "":
 		b.snapshot.Problems = append(b.snapshot.Problems, problem.Problem{
 			Where: fmt.Sprintf("certificate of gateway %q", b.id.String()),
 			What: "there is none, because Consul has not answered since Usher started, and the state directory has no private keys: " +
