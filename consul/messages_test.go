@@ -57,6 +57,10 @@ func messagesOfReports(t *testing.T) (lines []string) {
 	m.logFailure(heartbeat, nil, away, failureContext{})
 	m.logFailure(query{queryType: meshType}, nil, errors.New("consul answered 500"), failureContext{hasAnswer: true})
 	m.logFailure(query{queryType: proxyDefaultsType}, nil, errors.New("consul answered 500"), failureContext{})
+	for _, payload := range []string{"", "{}"} {
+		_, err := decodeAllowances([]byte(payload))
+		lines = append(lines, textOf(t, err))
+	}
 	slices.Sort(lines)
 	return slices.Compact(lines)
 }
