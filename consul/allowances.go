@@ -31,9 +31,9 @@ const (
 	// maxClockStep is how far in the future a time may be that counts: clocks are corrected by seconds. A time that is
 	// later was written by a clock that was wrong, and says nothing about the age.
 	maxClockStep = time.Minute
-	// savePause is the shortest time between two writes, and saveInterval the longest one while only times have changed.
-	savePause    = time.Second
-	saveInterval = time.Minute
+	// allowancesPause is the shortest time between two writes, and allowancesInterval the longest one while only times have changed.
+	allowancesPause    = time.Second
+	allowancesInterval = time.Minute
 )
 
 // allowances are the callers that Consul has allowed, with the time when it did so last, for use while Consul does not
@@ -45,7 +45,7 @@ type allowances struct {
 	maxAge time.Duration  // how long an allowance counts
 	key    [hashSize]byte // of the hashes
 	allow  *lru.Cache[aclKey, time.Time]
-	urgent chan struct{} // receives if a change is not to wait for saveInterval; its capacity is 1
+	urgent chan struct{} // receives if a change is not to wait for allowancesInterval; its capacity is 1
 
 	mu         sync.Mutex
 	aclsOffAt  time.Time // when Consul last answered that its ACLs are off
@@ -128,12 +128,12 @@ func (a *allowances) change(urgent, revoked bool) {
 	}
 }
 
-// run writes changes to the Store until ctx ends: new and revoked ones at once, but at most once in savePause.
+// run writes changes to the Store until ctx ends: new and revoked ones at once, but at most once in allowancesPause.
 func (a *allowances) run(ctx context.Context) {
 	if a.store == nil {
 		return
 	}
-	ticker := time.NewTicker(saveInterval)
+	ticker := time.NewTicker(allowancesInterval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -143,7 +143,7 @@ func (a *allowances) run(ctx context.Context) {
 		case <-ticker.C:
 		}
 		if a.save() {
-			sleep(ctx, savePause)
+			sleep(ctx, allowancesPause)
 		}
 	}
 }

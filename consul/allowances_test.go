@@ -178,20 +178,20 @@ func TestWhatIsRefusedDoesNotStayInAStoreThatIsFull(t *testing.T) {
 		time.Sleep(time.Minute)
 		store.set(func() { store.noWrite = errors.New("no space left on device") })
 		a.add(kept)
-		time.Sleep(2 * saveInterval)
+		time.Sleep(2 * allowancesInterval)
 		if !restarted(store, time.Hour).counts(kept) {
 			t.Error("the last good state is gone, although nothing in it is refused")
 		}
 		store.set(func() { store.noRemove = errors.New("read-only file system") })
 		a.remove(refused)
-		time.Sleep(2 * saveInterval)
+		time.Sleep(2 * allowancesInterval)
 		store.set(func() { store.noRemove = nil })
-		time.Sleep(2 * saveInterval)
+		time.Sleep(2 * allowancesInterval)
 		if store.saved() != nil {
 			t.Error("the store has the refused token")
 		}
 		store.set(func() { store.noWrite = nil })
-		time.Sleep(2 * saveInterval)
+		time.Sleep(2 * allowancesInterval)
 		next := restarted(store, time.Hour)
 		if !next.counts(kept) || next.counts(refused) {
 			t.Error("after the fault, the store does not have what counts")
@@ -210,7 +210,7 @@ func TestChangesAreSavedTogether(t *testing.T) {
 		for i := range callers {
 			a.add(aclKey{byte(i), byte(i >> 8)})
 		}
-		time.Sleep(2 * savePause)
+		time.Sleep(2 * allowancesPause)
 		next := restarted(store, time.Hour)
 		if n := next.allow.Len(); n != callers || store.writes > 2 {
 			t.Errorf("%d of %d callers are saved, in %d writes", n, callers, store.writes)
@@ -225,7 +225,7 @@ func TestChangesAreSavedTogether(t *testing.T) {
 		if store.writes == 0 || store.writes > 11 {
 			t.Errorf("%d writes in ten minutes", store.writes)
 		}
-		time.Sleep(2 * saveInterval)
+		time.Sleep(2 * allowancesInterval)
 		store.writes = 0
 		time.Sleep(time.Hour)
 		if store.writes != 0 {
@@ -299,7 +299,7 @@ func TestARestartedAuthorizerRemembersThatACLsAreOff(t *testing.T) {
 		if next := restarted(store, time.Hour); !next.counts(stranger) {
 			t.Error("the next process does not know that ACLs are off")
 		}
-		time.Sleep(2 * savePause)
+		time.Sleep(2 * allowancesPause)
 		a.setACLsOff(false)
 		a.add(aclKey{1})
 		synctest.Wait()
