@@ -181,6 +181,9 @@ const (
 	Pending Sync = "pending" // there is something that it has not been sent yet, or there is nothing to send yet
 	Stale   Sync = "stale"   // it was sent something, and has not answered
 	Refused Sync = "refused" // it has refused the last update, and none has been accepted since
+	// Waiting means that it keeps what it has until the source answers: what Usher has is from its state directory, differs,
+	// and may be older.
+	Waiting Sync = "waiting"
 )
 
 // Problem is a current problem.
