@@ -650,3 +650,70 @@ func TestSavedNames(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkSavedChange is what a gatewayWatch does with a change of the instances of one service, without and with a state
+// directory. The writes of the store are in it: they use the same processors.
+func BenchmarkSavedChange(b *testing.B) {
+	body := []byte(sidecar(20000, "passing").body)
+	for _, n := range []int{100, 5000} {
+		for _, saved := range []bool{false, true} {
+			b.Run(fmt.Sprintf("services=%d/saved=%v", n, saved), func(b *testing.B) {
+				s := newManualWatch(b, n)
+				if saved {
+					s.saveInto(b, body)
+				}
+				for i := 0; b.Loop(); i++ {
+					r := queryResult{value: instanceAt(i)}
+					if saved {
+						r.answer = newAnswer(response{body: body})
+					}
+					s.update(s.health(7), r)
+					s.step(time.Now())
+				}
+			})
+		}
+	}
+}
+
+// saveInto gives the watch a store, with an answer for each query.
+func (s *manualWatch) saveInto(b *testing.B, body []byte) {
+	b.Helper()
+	dir, err := statedir.Open(filepath.Join(b.TempDir(), "state"), stateKey)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.store = openStateStore(dir, s.client)
+	s.store.begin(s.id)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); s.store.run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		<-done
+		dir.Close()
+	})
+	results := map[query]queryResult{}
+	for q, r := range s.subscription.results {
+		r.answer = newAnswer(response{body: body})
+		results[q] = r
+	}
+	s.store.replace(s.id, results, nil, s.state.last)
+}
+
+// BenchmarkSave is one write of a gateway.
+func BenchmarkSave(b *testing.B) {
+	for _, n := range []int{100, 5000} {
+		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
+			s := newManualWatch(b, n)
+			s.saveInto(b, []byte(sidecar(20000, "passing").body))
+			for b.Loop() {
+				s.store.mu.Lock()
+				content := s.store.gateways[s.id].content
+				s.store.mu.Unlock()
+				if _, err := content.encode(true); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
