@@ -111,7 +111,7 @@ func messagesOfState(t *testing.T) (lines []string) {
 		}
 	}
 	for name, payload := range map[string][]byte{
-		savedName(gateway.ID{Name: "edge"}): payloadOf(`{"Gateway": "edge", "Consul": "http://other:8500"}`, ""),
+		savedName(gateway.ID{Name: "edge"}): payloadOf(`{"Gateway": "edge", "Consul": ["http://other:8500"]}`, ""),
 		savedPrefix + "other":               payloadOf(`{"Gateway": "edge"}`, ""),
 	} {
 		if err := dir.Write(name, payload); err != nil {

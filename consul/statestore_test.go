@@ -607,7 +607,7 @@ func TestTheCertificateForClientsIsRestored(t *testing.T) {
 
 func FuzzDecodeSaved(f *testing.F) {
 	g := &savedGateway{
-		id: testGateway, consul: "http://consul:8500", trustDomain: "td.consul", certificate: &gateway.Leaf{CertPEM: "cert", KeyPEM: "key"},
+		id: testGateway, consul: []string{"http://consul:8500"}, trustDomain: "td.consul", certificate: &gateway.Leaf{CertPEM: "cert", KeyPEM: "key"},
 		answers: map[query]*answer{{queryType: meshType, partition: "default"}: {body: []byte("[]")}, {queryType: leafType, name: "gateway"}: {body: []byte("{}")}},
 	}
 	payload, err := g.encode(true)
