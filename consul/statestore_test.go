@@ -189,24 +189,27 @@ func TestTheSavedStateIsNotUsedIfConsulAnswers(t *testing.T) {
 	}
 }
 
-// One query that Consul refuses takes nothing away, as if Usher had not been restarted.
+// One query that Consul does not answer takes nothing away. After the answer timeout it is as if Usher had not been
+// restarted.
 func TestOneRefusalAfterARestartTakesNothingAway(t *testing.T) {
 	t.Parallel()
-	c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
-	want := c.save(t, state)
-	for path := range c.setAll(reply{}) { // for the list of paths
-		t.Run(path, func(t *testing.T) {
-			t.Parallel()
-			c := newFakeGatewayWithEverything(t)
-			state := newSavedState(t, stateKey)
-			c.save(t, state)
-			c.set(path, reply{status: http.StatusForbidden, body: "Permission denied"})
-			// After the answer timeout it is as if Usher had not been restarted.
-			c.usherWithState(t, state, time.Minute).next(t, func(got *gateway.Snapshot) bool {
-				wantNothingLost(t, want, got)
-				return got.Restored.IsZero() && cmp.Equal(want, got, asBefore)
+	want := newFakeGatewayWithEverything(t).save(t, newSavedState(t, stateKey))
+	for path := range newFakeGatewayWithEverything(t).replies {
+		for name, refusal := range map[string]reply{
+			"403":       {status: http.StatusForbidden, body: "Permission denied"},
+			"no leader": {leaderless: true, body: "[]"},
+		} {
+			t.Run(path+" "+name, func(t *testing.T) {
+				t.Parallel()
+				c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
+				c.save(t, state)
+				c.set(path, refusal)
+				c.usherWithState(t, state, time.Minute).next(t, func(got *gateway.Snapshot) bool {
+					wantNothingLost(t, want, got)
+					return got.Restored.IsZero() && cmp.Equal(want, got, asBefore)
+				})
 			})
-		})
+		}
 	}
 }
 
