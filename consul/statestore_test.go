@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -470,8 +471,8 @@ func TestAFailedWriteIsAProblemWhileItLasts(t *testing.T) {
 	state := newSavedState(t, nil)
 	synctest.Test(t, func(t *testing.T) {
 		s, log := newTestStore(t, state)
-		var problems []problem.Problem
-		s.client.report = func(_ string, found []problem.Problem) { problems = found }
+		var last atomic.Pointer[[]problem.Problem]
+		s.client.report = func(_ string, found []problem.Problem) { last.Store(&found) }
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); s.run(ctx) }()
@@ -489,7 +490,7 @@ func TestAFailedWriteIsAProblemWhileItLasts(t *testing.T) {
 		s.update(testGateway, resultsOf("two"))
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if len(problems) != 1 || !strings.Contains(problems[0].What, "make room on the disk") || !log.has("WARN cannot save the state of a gateway") {
+		if problems := *last.Load(); len(problems) != 1 || !strings.Contains(problems[0].What, "make room on the disk") || !log.has("WARN cannot save the state of a gateway") {
 			t.Errorf("problems %v", problems)
 		}
 		if err := os.Remove(state.path); err != nil {
@@ -497,7 +498,7 @@ func TestAFailedWriteIsAProblemWhileItLasts(t *testing.T) {
 		}
 		time.Sleep(5 * time.Minute)
 		synctest.Wait()
-		if len(problems) > 0 || !log.has("INFO the state of gateways can be saved again") {
+		if problems := *last.Load(); len(problems) > 0 || !log.has("INFO the state of gateways can be saved again") {
 			t.Errorf("problems %v after the recovery", problems)
 		}
 		if got := s.bodyOnDisk(t, testGateway) + s.bodyOnDisk(t, others); got != "twoone" {
