@@ -231,6 +231,11 @@ func TestChangesAreSavedTogether(t *testing.T) {
 		if store.writes != 0 {
 			t.Errorf("%d writes while nothing has changed", store.writes)
 		}
+		a.add(aclKey{1, 2, 3})
+		synctest.Wait()
+		if next := restarted(store, 24*time.Hour); next.allow.Len() != 1 {
+			t.Errorf("%d callers are saved; all but one are too old to count", next.allow.Len())
+		}
 	})
 }
 
