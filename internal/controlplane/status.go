@@ -168,7 +168,7 @@ func (v *view) status(id gateway.ID, connected connectedEnvoys) status.Gateway {
 		return g
 	}
 	s := v.snapshot
-	g.Known, g.Entry, g.Instances = true, s.Entry != nil, len(s.Instances)
+	g.Known, g.Entry, g.Instances, g.Restored = true, s.Entry != nil, len(s.Instances), s.Restored
 	if s.Entry == nil {
 		return g
 	}
