@@ -134,11 +134,24 @@ func (w *gatewayWatch) publish(next *gateway.Snapshot) {
 	if next == w.state.last {
 		return
 	}
+	w.logRestored(next)
 	w.state.last = next
 	w.client.metrics.snapshots.Inc()
 	w.client.metrics.setCertificate(w.id, next)
 	w.client.metrics.setRestored(w.id, next)
 	w.publishSnapshot(next)
+}
+
+// logRestored logs when the gateway begins to be served from the state directory, and when it no longer is.
+func (w *gatewayWatch) logRestored(next *gateway.Snapshot) {
+	was := w.state.last != nil && !w.state.last.Restored.IsZero()
+	switch is := !next.Restored.IsZero(); {
+	case is && !was:
+		w.client.logger.Warn("consul gives no good answer yet; the gateway is served as it was saved",
+			"gateway", w.id.String(), "saved", next.Restored.UTC(), "consul", w.client.Address())
+	case was && !is:
+		w.client.logger.Info("consul answers; the gateway is no longer served from the state directory", "gateway", w.id.String())
+	}
 }
 
 // patchEndpoints returns the last snapshot with other endpoints, if nothing else has changed, else nil. This is the

@@ -60,14 +60,14 @@ func messagesOfReports(t *testing.T) (lines []string) {
 	m.logFailure(heartbeat, nil, away, failureContext{})
 	m.logFailure(query{queryType: meshType}, nil, errors.New("consul answered 500"), failureContext{hasAnswer: true})
 	m.logFailure(query{queryType: proxyDefaultsType}, nil, errors.New("consul answered 500"), failureContext{})
-	for _, payload := range []string{"", "{}"} {
-		_, err := decodeAllowances([]byte(payload))
-		lines = append(lines, textOf(t, err))
-	}
 	saved := time.Date(2026, 1, 31, 8, 30, 0, 0, time.UTC)
 	m.logFailure(query{queryType: rootsType}, nil, errors.New("consul answered 500"), failureContext{hasAnswer: true, restored: saved})
 	m.noteRestored(query{queryType: rootsType}, queryResult{value: &caRoots{}, err: away, answer: &answer{saved: saved}})
 	m.logFailure(heartbeat, away, away, failureContext{})
+	for _, payload := range []string{"", "{}"} {
+		_, err := decodeAllowances([]byte(payload))
+		lines = append(lines, textOf(t, err))
+	}
 	slices.Sort(lines)
 	return slices.Compact(lines)
 }
@@ -111,7 +111,7 @@ func messagesOfState(t *testing.T) (lines []string) {
 		}
 	}
 	for name, payload := range map[string][]byte{
-		savedName(gateway.ID{Name: "edge"}): payloadOf(`{"Gateway": "edge", "Consul": "http://other:8500"}`, ""),
+		savedName(gateway.ID{Name: "edge"}): payloadOf(`{"Gateway": "edge", "Consul": ["http://other:8500"]}`, ""),
 		savedPrefix + "other":               payloadOf(`{"Gateway": "edge"}`, ""),
 	} {
 		if err := dir.Write(name, payload); err != nil {

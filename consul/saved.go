@@ -42,7 +42,7 @@ func (a *answer) response() response {
 // savedGateway is what a file of the state directory has about a gateway.
 type savedGateway struct {
 	id          gateway.ID
-	consul      string // the address of the Consul that gave the answers
+	consul      []string // the addresses of the Consul that gave the answers
 	datacenter  string
 	trustDomain string
 	answers     map[query]*answer
@@ -64,9 +64,10 @@ var savedTypes = func() map[string]*queryType {
 // savedIndex is the first line of a payload, in JSON. The bodies of the answers follow it, in the same order and with
 // nothing in between. All of it is compressed with gzip.
 type savedIndex struct {
-	Gateway, Consul, Datacenter, TrustDomain string
-	Answers                                  []savedAnswer
-	Certificate                              *savedCertificate `json:",omitempty"`
+	Gateway, Datacenter, TrustDomain string
+	Consul                           []string // addresses
+	Answers                          []savedAnswer
+	Certificate                      *savedCertificate `json:",omitempty"`
 }
 
 type savedAnswer struct {

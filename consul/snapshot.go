@@ -144,7 +144,9 @@ func read[T any](b *snapshotBuild, q query) (*T, queryResult) {
 		if b.trustDomain != "" && r.answer.trustDomain != b.trustDomain {
 			return nil, queryResult{err: errOtherCluster}
 		}
-		b.restored.add(at, r.err)
+		if b.restored.oldest.IsZero() || at.Before(b.restored.oldest) {
+			b.restored.oldest = at
+		}
 	} else if r.value != nil && r.err == nil && !q.queryType.local {
 		b.restored.answered = true
 	}
@@ -155,23 +157,15 @@ func read[T any](b *snapshotBuild, q query) (*T, queryResult) {
 // restoredParts are the saved answers that a build has used.
 type restoredParts struct {
 	oldest time.Time // when the oldest was saved; zero without any
-	// away is true if Consul is not to be reached for one of these queries, and answered if it has answered another query.
-	away, answered bool
-}
-
-func (p *restoredParts) add(at time.Time, err error) {
-	if p.oldest.IsZero() || at.Before(p.oldest) {
-		p.oldest = at
-	}
-	o := outcomeOf(err)
-	p.away = p.away || o == outcomeUnreachable || o == outcomeLimited
+	// answered means that Consul's servers answer another query.
+	answered bool
 }
 
 // restoredSince returns Snapshot.Restored. A query that Consul does not answer, while it answers others, may stay so for
 // ever. After the answer timeout its saved answer is the last good one, as without a restart.
 func (b *snapshotBuild) restoredSince() time.Time {
 	p := b.restored
-	if !p.oldest.IsZero() && p.answered && !p.away && b.deadlineExceeded("saved answers beside those of consul", b.options.AnswerTimeout) {
+	if !p.oldest.IsZero() && p.answered && b.deadlineExceeded("saved answers beside those of consul", b.options.AnswerTimeout) {
 		return time.Time{}
 	}
 	return p.oldest

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/retry"
 	"github.com/usherproxy/usher/internal/statedir"
@@ -88,13 +90,17 @@ func (s *stateStore) read(name string) (*savedGateway, time.Time) {
 	}
 	var g *savedGateway
 	if err == nil {
-		g, err = decodeSaved(payload, written)
+		err = guard.Run(s.client.logger, "state", func() (err error) {
+			g, err = decodeSaved(payload, written)
+			return err
+		})
 	}
 	if err == nil && savedName(g.id) != name {
 		err = fmt.Errorf("it is of the gateway %q", g.id.String())
 	}
-	if err == nil && g.consul != s.client.Address() {
-		err = fmt.Errorf("it is from consul at %s, and usher now uses %s", g.consul, s.client.Address())
+	own := s.client.addresses()
+	if err == nil && !slices.ContainsFunc(g.consul, func(address string) bool { return slices.Contains(own, address) }) {
+		err = fmt.Errorf("it is from consul at %s, and usher now uses %s", strings.Join(g.consul, ", "), strings.Join(own, ", "))
 	}
 	if err != nil {
 		s.client.logger.Warn("usher does not use a saved state, and waits for consul's answers", "file", name, "error", err)
@@ -115,7 +121,7 @@ func (s *stateStore) begin(id gateway.ID) (answers map[query]*answer, certificat
 	g := s.gateways[id]
 	s.mu.Unlock()
 	if g == nil {
-		g = &storedGateway{content: savedGateway{id: id, consul: s.client.Address()}}
+		g = &storedGateway{content: savedGateway{id: id, consul: s.client.addresses()}}
 		if saved, written := s.read(savedName(id)); saved != nil {
 			g.content, g.written = *saved, written
 		}
@@ -197,7 +203,7 @@ func (s *stateStore) replace(id gateway.ID, results map[query]queryResult, certi
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.gateways[id]
-	next := savedGateway{id: id, consul: s.client.Address(), answers: answers, certificate: g.content.certificate}
+	next := savedGateway{id: id, consul: s.client.addresses(), answers: answers, certificate: g.content.certificate}
 	if snapshot != nil {
 		next.datacenter, next.trustDomain = snapshot.Datacenter, snapshot.Roots.TrustDomain
 		next.certificate = certificate.toSave(next.certificate)
@@ -299,18 +305,10 @@ func (s *stateStore) write(id gateway.ID) (busy time.Duration) {
 	g.due, g.writing = time.Time{}, true
 	s.mu.Unlock()
 
-	begin := time.Now()
-	name, err := savedName(id), error(nil)
-	if len(content.answers) == 0 {
-		err = s.dir.Remove(name)
-	} else {
-		var payload []byte
-		payload, err = content.encode(s.dir.Encrypted())
-		busy = time.Since(begin)
-		if err == nil {
-			err = s.dir.Write(name, payload)
-		}
-	}
+	err := guard.Run(s.client.logger, "state", func() (err error) {
+		busy, err = s.replaceFile(&content)
+		return err
+	})
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -327,6 +325,21 @@ func (s *stateStore) write(id gateway.ID) (busy time.Duration) {
 	s.writeSucceeded()
 	s.forgetUnused(id, g)
 	return busy
+}
+
+// replaceFile writes the file of a gateway, or removes it if there is nothing to save. It returns how long a processor was
+// busy.
+func (s *stateStore) replaceFile(g *savedGateway) (busy time.Duration, err error) {
+	if len(g.answers) == 0 {
+		return 0, s.dir.Remove(savedName(g.id))
+	}
+	begin := time.Now()
+	payload, err := g.encode(s.dir.Encrypted())
+	busy = time.Since(begin)
+	if err != nil {
+		return busy, err
+	}
+	return busy, s.dir.Write(savedName(g.id), payload)
 }
 
 // writeFailed has everything written again later: the directory may be another one by then. The caller holds mu.

@@ -189,24 +189,27 @@ func TestTheSavedStateIsNotUsedIfConsulAnswers(t *testing.T) {
 	}
 }
 
-// One query that Consul refuses takes nothing away, as if Usher had not been restarted.
+// One query that Consul does not answer takes nothing away. After the answer timeout it is as if Usher had not been
+// restarted.
 func TestOneRefusalAfterARestartTakesNothingAway(t *testing.T) {
 	t.Parallel()
-	c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
-	want := c.save(t, state)
-	for path := range c.setAll(reply{}) { // for the list of paths
-		t.Run(path, func(t *testing.T) {
-			t.Parallel()
-			c := newFakeGatewayWithEverything(t)
-			state := newSavedState(t, stateKey)
-			c.save(t, state)
-			c.set(path, reply{status: http.StatusForbidden, body: "Permission denied"})
-			// After the answer timeout it is as if Usher had not been restarted.
-			c.usherWithState(t, state, time.Minute).next(t, func(got *gateway.Snapshot) bool {
-				wantNothingLost(t, want, got)
-				return got.Restored.IsZero() && cmp.Equal(want, got, asBefore)
+	want := newFakeGatewayWithEverything(t).save(t, newSavedState(t, stateKey))
+	for path := range newFakeGatewayWithEverything(t).replies {
+		for name, refusal := range map[string]reply{
+			"403":       {status: http.StatusForbidden, body: "Permission denied"},
+			"no leader": {leaderless: true, body: "[]"},
+		} {
+			t.Run(path+" "+name, func(t *testing.T) {
+				t.Parallel()
+				c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
+				c.save(t, state)
+				c.set(path, refusal)
+				c.usherWithState(t, state, time.Minute).next(t, func(got *gateway.Snapshot) bool {
+					wantNothingLost(t, want, got)
+					return got.Restored.IsZero() && cmp.Equal(want, got, asBefore)
+				})
 			})
-		})
+		}
 	}
 }
 
@@ -607,7 +610,7 @@ func TestTheCertificateForClientsIsRestored(t *testing.T) {
 
 func FuzzDecodeSaved(f *testing.F) {
 	g := &savedGateway{
-		id: testGateway, consul: "http://consul:8500", trustDomain: "td.consul", certificate: &gateway.Leaf{CertPEM: "cert", KeyPEM: "key"},
+		id: testGateway, consul: []string{"http://consul:8500"}, trustDomain: "td.consul", certificate: &gateway.Leaf{CertPEM: "cert", KeyPEM: "key"},
 		answers: map[query]*answer{{queryType: meshType, partition: "default"}: {body: []byte("[]")}, {queryType: leafType, name: "gateway"}: {body: []byte("{}")}},
 	}
 	payload, err := g.encode(true)
@@ -648,5 +651,72 @@ func TestSavedNames(t *testing.T) {
 		if strings.ContainsAny(name, "/\\ ") || len(name) > 120 {
 			t.Errorf("%v has the file %q", id, name)
 		}
+	}
+}
+
+// BenchmarkSavedChange is what a gatewayWatch does with a change of the instances of one service, without and with a state
+// directory. The writes of the store are in it: they use the same processors.
+func BenchmarkSavedChange(b *testing.B) {
+	body := []byte(sidecar(20000, "passing").body)
+	for _, n := range []int{100, 5000} {
+		for _, saved := range []bool{false, true} {
+			b.Run(fmt.Sprintf("services=%d/saved=%v", n, saved), func(b *testing.B) {
+				s := newManualWatch(b, n)
+				if saved {
+					s.saveInto(b, body)
+				}
+				for i := 0; b.Loop(); i++ {
+					r := queryResult{value: instanceAt(i)}
+					if saved {
+						r.answer = newAnswer(response{body: body})
+					}
+					s.update(s.health(7), r)
+					s.step(time.Now())
+				}
+			})
+		}
+	}
+}
+
+// saveInto gives the watch a store, with an answer for each query.
+func (s *manualWatch) saveInto(b *testing.B, body []byte) {
+	b.Helper()
+	dir, err := statedir.Open(filepath.Join(b.TempDir(), "state"), stateKey)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.store = openStateStore(dir, s.client)
+	s.store.begin(s.id)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); s.store.run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		<-done
+		dir.Close()
+	})
+	results := map[query]queryResult{}
+	for q, r := range s.subscription.results {
+		r.answer = newAnswer(response{body: body})
+		results[q] = r
+	}
+	s.store.replace(s.id, results, nil, s.state.last)
+}
+
+// BenchmarkSave is one write of a gateway.
+func BenchmarkSave(b *testing.B) {
+	for _, n := range []int{100, 5000} {
+		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
+			s := newManualWatch(b, n)
+			s.saveInto(b, []byte(sidecar(20000, "passing").body))
+			for b.Loop() {
+				s.store.mu.Lock()
+				content := s.store.gateways[s.id].content
+				s.store.mu.Unlock()
+				if _, err := content.encode(true); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

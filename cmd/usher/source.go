@@ -79,11 +79,11 @@ func (o serveOptions) newConsulSource(
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	authorization := consul.AuthorizerOptions{StaleIfError: o.staleIfError, BearerAuthMethod: o.envoyLoginAuthMethod}
+	options := consul.AuthorizerOptions{StaleIfError: o.staleIfError, BearerAuthMethod: o.envoyLoginAuthMethod}
 	if state != nil {
-		authorization.Store = state
+		options.Store = state
 	}
-	authorizer := consulAuthorizer{client: client, consul: consul.NewAuthorizer(client, authorization)}
+	authorizer := consulAuthorizer{client: client, consul: consul.NewAuthorizer(client, options)}
 	if o.tokenReview {
 		kubernetes, err := kubeapi.ConnectUnlimited(o.kubeconfig)
 		if errors.Is(err, kubeapi.ErrNotInCluster) {
