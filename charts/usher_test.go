@@ -193,6 +193,10 @@ func TestMistakesInValues(t *testing.T) {
 			[]string{gateway, "dataplane.enabled=true", "extraArgs={--dataplane-drain-time=60s}"},
 			"extraArgs: --dataplane-drain-time=60s: the pods of gateways would not get the time to drain; use dataplane.drainTimeSeconds",
 		},
+		{
+			[]string{gateway, "stateDir.enabled=true", "stateDir.claimName=usher-state"},
+			"stateDir.claimName: a state directory belongs to a single Usher; set replicas to 1, or remove the claim so that each replica has an emptyDir",
+		},
 		{[]string{gateway, "dataplane.enabled=true", "dataplane.drainTimeSeconds=90000"}, "at '/dataplane/drainTimeSeconds': maximum: got 90,000, want 86,400"},
 		{[]string{"admission.type=maybe"}, "at '/admission/type': value must be one of 'auto', 'policy', 'webhook', 'none'"},
 		{[]string{"admission.gateway={a}"}, "at '/admission': additional properties 'gateway' not allowed"},

@@ -66,12 +66,18 @@ type statefulUsher struct {
 	stop    func() // saves what is not saved yet
 }
 
+// usherWithState returns one with a long answer timeout.
 func (c *fakeConsul) usherWithState(t *testing.T, s *savedState, restoreAfter time.Duration) *statefulUsher {
+	t.Helper()
+	return c.startStateful(t, s, restoreAfter, time.Minute)
+}
+
+func (c *fakeConsul) startStateful(t *testing.T, s *savedState, restoreAfter, answerTimeout time.Duration) *statefulUsher {
 	t.Helper()
 	u := &statefulUsher{log: &logRecorder{}}
 	u.client = c.client(t, u.log)
 	dir := s.open(t)
-	u.watcher = NewWatcher(u.client, WatcherOptions{HealthTimeout: time.Minute, AnswerTimeout: time.Second, State: dir})
+	u.watcher = NewWatcher(u.client, WatcherOptions{HealthTimeout: time.Minute, AnswerTimeout: answerTimeout, State: dir})
 	u.watcher.manager.restoreAfter = restoreAfter
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -204,7 +210,7 @@ func TestOneRefusalAfterARestartTakesNothingAway(t *testing.T) {
 				c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
 				c.save(t, state)
 				c.set(path, refusal)
-				c.usherWithState(t, state, time.Minute).next(t, func(got *gateway.Snapshot) bool {
+				c.startStateful(t, state, time.Minute, time.Second).next(t, func(got *gateway.Snapshot) bool {
 					wantNothingLost(t, want, got)
 					return got.Restored.IsZero() && cmp.Equal(want, got, asBefore)
 				})

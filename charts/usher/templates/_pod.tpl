@@ -45,6 +45,12 @@
 {{- else }}
 - --connection-reports=false
 {{- end }}
+{{- if $values.stateDir.enabled }}
+- --state-dir=/var/lib/usher/state
+{{- if $values.stateDir.secretName }}
+- --state-key-file=/etc/usher/state-key/key
+{{- end }}
+{{- end }}
 {{- if $values.balancerRecord.enabled }}
 - --balancer-record={{ $root.Release.Namespace }}/{{ include "usher.name" $root }}-balancers
 {{- end }}
@@ -108,6 +114,10 @@
 {{- $items := list (dict "key" $root.Values.connectionReports.secretKey "path" "key") -}}
 {{- $volumes = append $volumes (dict "name" "report-key" "secret" (dict "secretName" $root.Values.connectionReports.secretName "defaultMode" 288 "items" $items)) -}}
 {{- end -}}
+{{- if and $root.Values.stateDir.enabled $root.Values.stateDir.secretName -}}
+{{- $items := list (dict "key" $root.Values.stateDir.secretKey "path" "key") -}}
+{{- $volumes = append $volumes (dict "name" "state-key" "secret" (dict "secretName" $root.Values.stateDir.secretName "defaultMode" 288 "items" $items)) -}}
+{{- end -}}
 {{- if $root.Values.settings -}}
 {{- $volumes = append $volumes (dict "name" "config" "configMap" (dict "name" (printf "%s-config" $name))) -}}
 {{- end -}}
@@ -119,6 +129,31 @@
 {{- $mounts := list -}}
 {{- range include "usher.volumes" . | fromYamlArray -}}
 {{- $mounts = append $mounts (dict "name" .name "mountPath" (printf "/etc/usher/%s" .name) "readOnly" true) -}}
+{{- end -}}
+{{- toYaml $mounts -}}
+{{- end -}}
+
+{{- /* The volume of the state directory in a list, as YAML. Usher creates its directory in it, with the mode that it needs. */ -}}
+{{- define "usher.stateVolumes" -}}
+{{- $volumes := list -}}
+{{- if .Values.stateDir.enabled -}}
+{{- $volume := dict "name" "state" "emptyDir" dict -}}
+{{- with .Values.stateDir.claimName -}}
+{{- if gt (int $.Values.replicas) 1 -}}
+{{- fail "stateDir.claimName: a state directory belongs to a single Usher; set replicas to 1, or remove the claim so that each replica has an emptyDir" -}}
+{{- end -}}
+{{- $volume = dict "name" "state" "persistentVolumeClaim" (dict "claimName" .) -}}
+{{- end -}}
+{{- $volumes = append $volumes $volume -}}
+{{- end -}}
+{{- toYaml $volumes -}}
+{{- end -}}
+
+{{- /* Its mount, as YAML. */ -}}
+{{- define "usher.stateMounts" -}}
+{{- $mounts := list -}}
+{{- if .Values.stateDir.enabled -}}
+{{- $mounts = append $mounts (dict "name" "state" "mountPath" "/var/lib/usher") -}}
 {{- end -}}
 {{- toYaml $mounts -}}
 {{- end -}}
