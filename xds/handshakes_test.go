@@ -12,6 +12,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,8 +23,26 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
+// lineBuffer is a log that can be read while a timer may write.
+type lineBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *lineBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lineBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
 // handshakeLog is a log whose lines have no times.
-func handshakeLog(lines *strings.Builder) *slog.Logger {
+func handshakeLog(lines *lineBuffer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(lines, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
 			return slog.Attr{}
@@ -88,7 +107,7 @@ func TestAFailedHandshakeIsLoggedWithItsReason(t *testing.T) {
 		{"TLS on a port without it", insecure.NewCredentials(), write("\x16\x03\x01\x02"), "the caller begins TLS, and this port is plain text"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			var lines strings.Builder
+			var lines lineBuffer
 			h := NewHandshakes(handshakeLog(&lines), prometheus.NewRegistry())
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
@@ -155,7 +174,7 @@ func TestListenerReportsHandshakes(t *testing.T) {
 		{"a caller that stops", func(c *net.TCPConn) { _, _ = c.Write([]byte("\x16\x03\x01")) }, true, "the caller did not finish the handshake in time", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			var lines strings.Builder
+			var lines lineBuffer
 			h := NewHandshakes(handshakeLog(&lines), prometheus.NewRegistry())
 			tcp, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
@@ -222,7 +241,7 @@ func TestReasonsOfHandshakes(t *testing.T) {
 // A caller that tries again and again has one line a minute.
 func TestFailedHandshakesAreThinned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var lines strings.Builder
+		var lines lineBuffer
 		h := NewHandshakes(handshakeLog(&lines), nil)
 		from := func(ip byte) net.Addr { return &net.TCPAddr{IP: net.IPv4(10, 0, 0, ip), Port: 4000} }
 		for range 5 * 60 {

@@ -12,7 +12,7 @@ import (
 // TestManyFailingCallersHaveFewLines has a thousand callers at once, of which each has to have a line in the end.
 func TestManyFailingCallersHaveFewLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var lines strings.Builder
+		var lines lineBuffer
 		h := NewHandshakes(handshakeLog(&lines), nil)
 		for i := range 2 * maxSubjects {
 			h.Failed("xds", &net.TCPAddr{IP: net.IPv4(10, 0, byte(i>>8), byte(i)), Port: 4000}, errors.New("x"))
@@ -33,7 +33,7 @@ func TestManyFailingCallersHaveFewLines(t *testing.T) {
 
 func TestNoLineFollowsAfterStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var lines strings.Builder
+		var lines lineBuffer
 		h := NewHandshakes(handshakeLog(&lines), nil)
 		caller := &net.UnixAddr{Net: "unix"}
 		h.Failed("xds", caller, errors.New("x"))
