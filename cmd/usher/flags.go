@@ -101,7 +101,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 			"They end one after the other, so that not all Envoys reconnect at once. Fewer than 50 streams end sooner.")
 	f.DurationVar(&o.staleIfError, "authorization-stale-if-error", 24*time.Hour,
 		"How long Envoys that Consul has authorized may stay connected and reconnect "+
-			"while Consul does not answer. 0s: not at all.")
+			"while Consul does not answer, with --state-dir also after a restart of Usher. 0s: not at all.")
 	f.StringVar(&o.envoyLoginAuthMethod, "envoy-login-auth-method", "",
 		"Auth method of Consul at which the bearer tokens of Envoys are exchanged for Consul tokens, such as "+
 			"consul-k8s-component-auth-method. Default: bearer tokens are refused.")

@@ -261,6 +261,23 @@ func (e *Envoy) End() error {
 	return nil
 }
 
+// ServedOrEnded waits until the server sends the first response, or ends the stream. Then it returns the error.
+func (e *Envoy) ServedOrEnded() error {
+	e.t.Helper()
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	select {
+	case <-e.responses:
+		return nil
+	case err := <-e.ended:
+		e.ended <- err
+		return err
+	case <-timeout.C:
+		e.t.Fatalf("the server neither sends anything nor ends the stream")
+	}
+	return nil
+}
+
 // Disconnect ends the stream.
 func (e *Envoy) Disconnect() { e.cancel() }
 
