@@ -1,7 +1,8 @@
 # The commands of this repository; `make help` lists them.
 #
 # Real parts (Consul, Envoy, the linter) go to .tools/, fixed by the pins under
-# tools/. HAProxy, nginx, Apache and other system parts come from Debian.
+# tools/. HAProxy, nginx, Apache and other system parts come from Debian
+# (tools/debian/packages.txt).
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -13,13 +14,12 @@ ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
 KUBERNETES := .tools/kubernetes-1.34.0/pin
 LINT   := .tools/golangci-lint/pin
 BENCHSTAT := .tools/benchstat/pin
+LICENSES := .tools/licenses/pin
+VULNCHECK := .tools/vulncheck/pin
+# The Go modules of this repository, whose downloads make check compares with their go.sum.
+MODULES := . $(patsubst %/go.mod,%,$(wildcard tools/*/go.mod)) e2e/kubernetes
 HELM   := .tools/helm-3.22.0/pin
 AXE    := .tools/axe-core-4.14.1/pin
-
-# A command or file, and the Debian package that has it.
-DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy nginx=nginx-core /usr/lib/nginx/modules/ngx_stream_module.so=libnginx-mod-stream \
-	apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps goaccess=goaccess etcd=etcd-server ctr=containerd \
-	chromium=chromium
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
@@ -141,21 +141,38 @@ fmt: $(LINT) ## Format the code
 generate: ## Rewrite generated files
 	go generate ./...
 
+.PHONY: licenses
+licenses: $(LICENSES) ## Check the licenses of what is in bin/usher, and list them in docs/licenses.md
+	tools/licenses/list .tools/licenses/go-licenses
+
+.PHONY: sbom
+sbom: build ## Write the SBOM of bin/usher to dist/usher.cdx.json
+	@mkdir -p dist
+	go -C tools/image run . sbom ../../bin/usher > dist/usher.cdx.json
+
+.PHONY: vulncheck
+vulncheck: build $(VULNCHECK) ## Look for known vulnerabilities in bin/usher (GOVULNDB=file:///DIR for a copy of the database)
+	@tools/vulncheck/run .tools/vulncheck/govulncheck
+
+.PHONY: verify
+verify: ## Compare the downloaded Go modules with their go.sum
+	@for module in $(MODULES); do echo "go mod verify: $$module" && (cd $$module && GONOSUMDB='github.com/hashicorp/*' go mod verify) || exit; done
+
 .PHONY: check
-check: build lint race ## Build, vet, lint, race, and demand that generated files are committed
+check: build lint race verify vulncheck ## Build, vet, lint, race, verify modules, and demand that generated files are committed
 	go vet ./...
 	go vet -tags e2e ./...
 	go -C tools/image vet ./...
 	go -C tools/monitoring vet ./...
 	cd e2e/kubernetes && go vet -tags e2e,kubernetes ./...
-	tools/clean-after make generate
+	tools/clean-after make generate licenses
 
 .PHONY: tools
 tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(HELM) $(AXE) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
-	@tools/install debian $(DEBIAN)
+	@tools/install debian
 
 .tools/consul-1.22.0/pin: tools/consul-1.22/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
@@ -166,6 +183,8 @@ debian:
 .tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
 .tools/golangci-lint/pin: tools/lint/go.mod
 .tools/benchstat/pin: tools/benchstat/go.mod
+.tools/licenses/pin: tools/licenses/go.mod
+.tools/vulncheck/pin: tools/vulncheck/go.mod
 
 .tools/%/pin:
 	@tools/install $* $<

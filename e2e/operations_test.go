@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -269,12 +270,23 @@ func TestEnvoyMovesToAnotherUsher(t *testing.T) {
 // readyService is what a Service of Kubernetes is to an Envoy: each connection
 // is led to an Usher that is ready.
 type readyService struct {
+	mu     sync.Mutex
 	ushers []*lab.Usher
 	hosts  []*lab.Host
 }
 
 func (s *readyService) add(u *lab.Usher, h *lab.Host) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.ushers, s.hosts = append(s.ushers, u), append(s.hosts, h)
+}
+
+// replace puts an Usher in the place of the ith, on the same host.
+func (s *readyService) replace(i int, u *lab.Usher) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ushers = slices.Clone(s.ushers)
+	s.ushers[i] = u
 }
 
 // start serves until the test ends.
@@ -302,11 +314,14 @@ func (s *readyService) start(t *testing.T, on *lab.Host, address string) {
 // relay copies both ways until one of the ends closes.
 func (s *readyService) relay(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
-	for i, u := range s.ushers {
+	s.mu.Lock()
+	ushers, hosts := s.ushers, s.hosts
+	s.mu.Unlock()
+	for i, u := range ushers {
 		if _, err := u.Admin("/readyz"); err != nil {
 			continue
 		}
-		to, err := s.hosts[i].Dial(ctx, "tcp", s.hosts[i].Addr(18000))
+		to, err := hosts[i].Dial(ctx, "tcp", hosts[i].Addr(18000))
 		if err != nil {
 			return
 		}

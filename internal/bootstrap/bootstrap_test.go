@@ -16,11 +16,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 
 	"github.com/usherproxy/usher/internal/bootstrap"
 	"github.com/usherproxy/usher/internal/testing/golden"
 	"github.com/usherproxy/usher/internal/testing/messages"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // cases are the bootstraps with a golden file testdata/<name>.json each.
 func cases(t *testing.T) map[string]bootstrap.Options {

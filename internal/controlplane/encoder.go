@@ -35,7 +35,13 @@ type encoder struct {
 	current     map[envoyKey]compiled // of this generation
 	latest      map[envoyKey]compiled // the newest of each key; see setInstances
 	// shared holds what this generation has encoded, for Envoys with other keys that have the same messages.
-	shared map[messageMap]*encodedType
+	shared map[encodedKey]*encodedType
+}
+
+// encodedKey is what the encoded resources of a type depend on.
+type encodedKey struct {
+	messages messageMap
+	clusters *xds.Collection // as in desired
 }
 
 // compiler is a listeners.Compiler, or a fake one in a test.
@@ -77,7 +83,7 @@ func (e *encoder) startGeneration(s *gateway.Snapshot, reports evidence.Key) {
 	}
 	e.snapshot = s
 	e.current = map[envoyKey]compiled{}
-	e.shared = map[messageMap]*encodedType{}
+	e.shared = map[encodedKey]*encodedType{}
 }
 
 // setInstances replaces the instances. It drops the latest set of a key if no Envoy used it in the generation before
@@ -153,6 +159,9 @@ func (e *encoder) compile(in *gateway.Instance, envoy gateway.Envoy, before comp
 		{typ: xds.Route, messages: typedMessages[*routev3.RouteConfiguration]{res.Routes}},
 	} {
 		d.keepOrphans = keepOrphans
+		if d.typ == xds.Endpoint {
+			d.clusters = now.types[xds.Cluster].collection
+		}
 		t := e.encode(before.types[d.typ], d)
 		if d.typ != xds.Endpoint { // endpoints refer to no other resources
 			keepOrphans = keepOrphans || t.keepsLastGood()
@@ -168,7 +177,8 @@ func (e *encoder) compile(in *gateway.Instance, envoy gateway.Envoy, before comp
 // encode returns the encoded resources of a type: shared ones if there are any, else it updates those of the last
 // generation.
 func (e *encoder) encode(before *encodedType, d desired) *encodedType {
-	if t := e.shared[d.messages]; t != nil && len(d.heldBack) == 0 && !d.keepOrphans {
+	key := encodedKey{messages: d.messages, clusters: d.clusters}
+	if t := e.shared[key]; t != nil && len(d.heldBack) == 0 && !d.keepOrphans {
 		return t
 	}
 	if before == nil {
@@ -176,7 +186,7 @@ func (e *encoder) encode(before *encodedType, d desired) *encodedType {
 	}
 	t := before.update(d)
 	if t.isExact() {
-		e.shared[d.messages] = t
+		e.shared[key] = t
 	}
 	return t
 }

@@ -13,10 +13,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/settings"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // story makes connections to one port at a time of its own.
 type story struct {

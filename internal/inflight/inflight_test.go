@@ -7,7 +7,11 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // A caller with many requests leaves room for those of others.
 func TestRequestsAreLimited(t *testing.T) {

@@ -1,6 +1,12 @@
 package latest
 
-import "testing"
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestValueIsTheNewest(t *testing.T) {
 	slot := New[int]()

@@ -22,7 +22,10 @@ import (
 	"time"
 
 	"github.com/pires/go-proxyproto"
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeListener begins connections as Envoy's listeners do, or as other servers.
 type fakeListener struct {

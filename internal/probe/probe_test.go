@@ -20,7 +20,7 @@ import (
 // options are those of a test. The timeout is for what stays silent, and the pause for machines that are busy with
 // other tests.
 func options(target string) Options {
-	return Options{Target: target, Version: "v1.2.3", Timeout: 2 * time.Second, pause: time.Second}
+	return Options{Target: target, Version: "v1.2.3", Timeout: 5 * time.Second, pause: time.Second}
 }
 
 // run probes, and returns the only result.

@@ -18,6 +18,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"go.uber.org/goleak"
 )
 
 // The commit that the test builds: the code of this checkout, at a fixed time.
@@ -30,15 +31,15 @@ const (
 var workDir string
 
 func TestMain(m *testing.M) {
-	code := 1
-	defer func() { os.Exit(code) }()
 	var err error
 	if workDir, err = os.MkdirTemp("", "usher-image-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return
+		os.Exit(1)
 	}
-	defer os.RemoveAll(workDir)
-	code = m.Run()
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(workDir)
+		os.Exit(code)
+	}))
 }
 
 // checkout is a copy of the source with one commit, and what was built from it.

@@ -1,7 +1,9 @@
-// Command image builds Usher's container image without a container engine, and pushes it.
+// Command image builds Usher's container image without a container engine, and pushes it. It also prints the SBOM of a
+// binary that is in no image.
 //
 //	go run . build -source DIR -out DIR [-image NAME:TAG] [-version VERSION]
 //	go run . push -out DIR -image REGISTRY/NAME:TAG
+//	go run . sbom BINARY
 //
 // The image is for several architectures and made from scratch: it has the static binary, the certificate
 // authorities that Mozilla trusts, a user that is not root, and nothing else. Two builds of one commit give the
@@ -10,6 +12,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -32,7 +35,7 @@ func main() {
 
 // run executes a command line and prints what it made to out.
 func run(ctx context.Context, args []string, out io.Writer) error {
-	const usage = "use: image build -source DIR -out DIR, or image push -out DIR -image REGISTRY/NAME:TAG"
+	const usage = "use: image build -source DIR -out DIR, image push -out DIR -image REGISTRY/NAME:TAG, or image sbom BINARY"
 	if len(args) == 0 {
 		return fmt.Errorf("no command; %s", usage)
 	}
@@ -57,6 +60,15 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 		return push(ctx, o, out)
+	case "sbom":
+		if len(args) != 2 {
+			return errors.New(usage)
+		}
+		var err error
+		if o.epoch, err = sourceDateEpoch(); err != nil {
+			return err
+		}
+		return printSBOM(args[1], o, out)
 	}
 	return fmt.Errorf("unknown command %q; %s", args[0], usage)
 }

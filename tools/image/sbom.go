@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"path"
 	"runtime/debug"
 	"slices"
@@ -38,7 +39,7 @@ type sbom struct {
 
 // newSBOM describes an image by what the Go toolchain recorded in its binary.
 func newSBOM(image v1.Image, b binary, r release) (sbom, error) {
-	document, err := encodeSBOM(describe(b, r))
+	document, err := encodeSBOM(describe(b, r, module(cdx.ComponentTypeData, rootsModule, ownModule(rootsModule))))
 	if err != nil {
 		return sbom{}, err
 	}
@@ -53,12 +54,28 @@ func newSBOM(image v1.Image, b binary, r release) (sbom, error) {
 	return sbom{document: document, artifact: a}, nil
 }
 
-// describe returns the SBOM: Usher, its Go modules, the standard library and the certificate authorities.
-func describe(b binary, r release) *cdx.BOM {
-	components := []cdx.Component{
-		module(cdx.ComponentTypeLibrary, "stdlib", strings.TrimPrefix(b.info.GoVersion, "go")),
-		module(cdx.ComponentTypeData, rootsModule, ownModule(rootsModule)),
+// printSBOM writes the SBOM of a binary.
+func printSBOM(file string, o options, out io.Writer) error {
+	b, err := readBinary("", file)
+	if err != nil {
+		return err
 	}
+	b.arch = b.setting("GOARCH")
+	r, err := releaseOf(b, o)
+	if err != nil {
+		return err
+	}
+	document, err := encodeSBOM(describe(b, r))
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(document)
+	return err
+}
+
+// describe returns the SBOM: Usher, its Go modules, the standard library, and what else there is.
+func describe(b binary, r release, others ...cdx.Component) *cdx.BOM {
+	components := append(others, module(cdx.ComponentTypeLibrary, "stdlib", strings.TrimPrefix(b.info.GoVersion, "go")))
 	for _, m := range b.info.Deps {
 		if m.Replace != nil {
 			m = m.Replace

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -62,6 +63,34 @@ func TestSBOMListsEveryModuleOfTheBinary(t *testing.T) {
 		if !slices.Equal(versions, want) {
 			t.Errorf("linux/%s:\ngot  %v\nwant %v", arch, versions, want)
 		}
+	}
+}
+
+// TestSBOMOfABinary compares an SBOM with what `go version -m` says about its binary.
+func TestSBOMOfABinary(t *testing.T) {
+	file := filepath.Join(built(t).out(), "usher-linux-"+runtime.GOARCH)
+	var document bytes.Buffer
+	if err := run(t.Context(), []string{"sbom", file}, &document); err != nil {
+		t.Fatal(err)
+	}
+	recorded, err := exec.CommandContext(t.Context(), "go", "version", "-m", file).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"stdlib@" + strings.TrimPrefix(runtime.Version(), "go")}
+	for line := range strings.Lines(string(recorded)) {
+		if fields := strings.Fields(line); fields[0] == "dep" {
+			want = append(want, fields[1]+"@"+fields[2])
+		}
+	}
+	var got []string
+	for _, component := range *decodeSBOM(t, document.Bytes()).Components {
+		got = append(got, component.Name+"@"+component.Version)
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
 	}
 }
 

@@ -1,0 +1,94 @@
+package usher_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestDebianPackagesAreChecked runs tools/install with packages of several versions.
+func TestDebianPackagesAreChecked(t *testing.T) {
+	for _, c := range []struct{ what, installed, pin, want string }{
+		{"the release", "2.6.12-1+deb12u4", "2.6.12-*", ""},
+		{"another release", "2.8.3-1", "2.6.12-*", "haproxy 2.8.3-1 is installed, and tools/debian/packages.txt has 2.6.12-*"},
+		{"not from Debian", "", "2.6.12-*", "haproxy is not installed as a package, so its version (2.6.12-*) is not checked"},
+		{"new enough", "2.6.12-1", ">=2.6", ""},
+		{"too old", "2.6.12-1", ">=2.7", "haproxy 2.6.12-1 is installed, and tools/debian/packages.txt has >=2.7"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			out := installDebian(t, c.installed, "sh haproxy "+c.pin)
+			if c.want == "" && out != "" || !strings.Contains(out, c.want) {
+				t.Errorf("got %q, want %q", out, c.want)
+			}
+		})
+	}
+}
+
+// TestAMissingDebianPackageIsInstalledInItsVersion runs tools/install without the command of a package.
+func TestAMissingDebianPackageIsInstalledInItsVersion(t *testing.T) {
+	out := installDebian(t, "2.6.12-1", "/missing/command haproxy 2.6.12-*")
+	if !strings.Contains(out, "haproxy=2.6.12-*") {
+		t.Errorf("got %q, want the version for apt-get", out)
+	}
+}
+
+// installDebian runs `tools/install debian` with one package, of which a version is installed or none, and returns what it
+// prints.
+func installDebian(t *testing.T, installed, line string) string {
+	t.Helper()
+	dir := t.TempDir()
+	script, err := os.ReadFile("tools/install")
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := "#!/bin/sh\nexit 1\n"
+	if installed != "" {
+		query = "#!/bin/sh\necho 'installed " + installed + "'\n"
+	}
+	for name, content := range map[string]string{
+		"tools/install": string(script), "tools/debian/packages.txt": "# a comment\n" + line + "\n",
+		"bin/dpkg-query": query, "bin/apt-get": "#!/bin/sh\n",
+		"bin/dpkg": "#!/bin/sh\n[ \"$(printf '%s\\n' \"$4\" \"$2\" | sort -V | head -n 1)\" = \"$4\" ]\n",
+	} {
+		file := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "tools/install"), "debian")
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(dir, "bin")+":"+os.Getenv("PATH"))
+	out, _ := cmd.CombinedOutput() // what it prints says how it ended
+	return string(out)
+}
+
+// TestAnUnreachableVulnerabilityDatabaseIsReported looks for vulnerabilities without a database, and with one.
+func TestAnUnreachableVulnerabilityDatabaseIsReported(t *testing.T) {
+	dir := t.TempDir()
+	scanner := filepath.Join(dir, "govulncheck")
+	if err := os.WriteFile(scanner, []byte("#!/bin/sh\necho found \"$@\"\nexit 3\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run := func() (string, int) {
+		cmd := exec.CommandContext(t.Context(), "tools/vulncheck/run", scanner)
+		cmd.Env = append(os.Environ(), "GOVULNDB=file://"+dir)
+		out, _ := cmd.CombinedOutput()
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+	if out, code := run(); code != 0 || !strings.Contains(out, "NOT CHECKED for known vulnerabilities: file://"+dir+" does not answer") {
+		t.Errorf("without a database: exit code %d, %q; want 0 and a warning", code, out)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "index"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "index/db.json"), []byte("{}"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := run(); code != 3 || !strings.Contains(out, "found -db file://"+dir) {
+		t.Errorf("with a vulnerability: exit code %d, %q; want that of govulncheck", code, out)
+	}
+}
