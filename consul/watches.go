@@ -24,7 +24,9 @@ type watchManager struct {
 
 	stateReplaced chan struct{} // receives when Consul's state looks as if it was replaced; its capacity is 1
 	filtered      *filteredQueries
-	lastCancel    time.Time // when a refresh last cancelled the open queries; the goroutine of runRefreshes owns it
+	// When a refresh last cancelled the open queries, and at which agent. The goroutine of runRefreshes owns both.
+	lastCancel  time.Time
+	cancelledAt *target
 }
 
 // watch is a query that is repeated until the watch ends. The manager's mutex guards the fields below done.

@@ -239,7 +239,7 @@ func TestTheProblemIsOfTheWatchesThatFailNow(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := &watchManager{failures: map[failureType]*failure{}}
 			reported := unlisted
-			m.client = &Client{logger: slog.New(slog.DiscardHandler), report: func(_ string, problems []problem.Problem) {
+			m.client = &Client{targets: newTargets([]*target{{}}), logger: slog.New(slog.DiscardHandler), report: func(_ string, problems []problem.Problem) {
 				reported = ""
 				for _, p := range problems {
 					_, query, _ := strings.Cut(p.Where, ": ")
