@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 func TestAddressesOfConsulAreAList(t *testing.T) {
@@ -205,5 +207,24 @@ func TestACommandFindsTheAddressThatAnswers(t *testing.T) {
 	client.FindAnswering(t.Context())
 	if client.Address() != "http://b:1" || client.Generation() != 1 {
 		t.Errorf("it uses %s", client.Address())
+	}
+}
+
+// A query that Consul limits is repeated when Consul says, and not all queries at the same moment.
+func TestRetryAfterIsRespected(t *testing.T) {
+	answer := func(header string) error {
+		return statusError(&http.Response{StatusCode: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {header}}, Body: http.NoBody}, "")
+	}
+	for header, want := range map[string]time.Duration{"7": 7 * time.Second, "86400": maxRetryAfter, "0": 0, "-5": 0, "Wed, 21 Oct 2026 07:28:00 GMT": 0, "": 0} {
+		if got := pauseAfter(answer(header), 1); got < want || got > want+want/4+retry.FirstPause {
+			t.Errorf("Retry-After %q: the pause is %v, want about %v", header, got, want)
+		}
+	}
+	var pauses []time.Duration
+	for range 20 {
+		pauses = append(pauses, pauseAfter(answer("7"), 1))
+	}
+	if slices.Min(pauses) == slices.Max(pauses) {
+		t.Errorf("each pause is %v", pauses[0])
 	}
 }
