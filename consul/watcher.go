@@ -242,7 +242,7 @@ const (
 	stayTime     = 30 * time.Second
 	stayFailures = 3
 	// othersPause is the time between two checks whether the addresses that are not in use answer.
-	othersPause = 30 * time.Second
+	othersPause = 15 * time.Second
 )
 
 // watchdog checks whether Consul answers at all, and at which address.
