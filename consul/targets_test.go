@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/usherproxy/usher/internal/retry"
 )
@@ -227,4 +229,60 @@ func TestRetryAfterIsRespected(t *testing.T) {
 	if slices.Min(pauses) == slices.Max(pauses) {
 		t.Errorf("each pause is %v", pauses[0])
 	}
+}
+
+// A name with several addresses: if the first one refuses the connection, the next one is tried.
+func TestANameWithSeveralAddresses(t *testing.T) {
+	c := newFakeConsul(t)
+	_, port, _ := net.SplitHostPort(strings.TrimPrefix(c.url, "http://"))
+	dns := serveDNS(t, [4]byte{127, 0, 0, 77}, [4]byte{127, 0, 0, 1})
+	dialer := newDialer()
+	dialer.Resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "udp", dns)
+	}}
+	conn, err := dialer.DialContext(t.Context(), "tcp4", net.JoinHostPort("consul.example.", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got := conn.RemoteAddr().String(); got != "127.0.0.1:"+port {
+		t.Errorf("it is connected to %s", got)
+	}
+}
+
+// serveDNS answers all questions with these addresses, in their order, until the test ends.
+func serveDNS(t *testing.T, ips ...[4]byte) (address string) {
+	t.Helper()
+	socket, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		socket.Close()
+		<-done
+	})
+	go func() {
+		defer close(done)
+		for buf := make([]byte, 512); ; {
+			n, from, err := socket.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if m.Unpack(buf[:n]) != nil {
+				continue
+			}
+			m.Response, m.Additionals = true, nil
+			for _, ip := range ips {
+				if m.Questions[0].Type == dnsmessage.TypeA {
+					header := dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 60}
+					m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: ip}})
+				}
+			}
+			answer, _ := m.Pack() // written above
+			_, _ = socket.WriteTo(answer, from)
+		}
+	}()
+	return socket.LocalAddr().String()
 }

@@ -343,7 +343,7 @@ func (d *watchdog) useNext(ctx context.Context, err error) error {
 	}
 	if d.client.targets.current() == before {
 		for i, other := range others {
-			err = fmt.Errorf("%w; nor does %s: %w", err, other, results[i])
+			err = fmt.Errorf("%w; %s does not answer either: %w", err, other, results[i])
 		}
 		return err
 	}
