@@ -191,7 +191,7 @@ func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) e
 		return nil
 	}
 	a.count("failed")
-	return fmt.Errorf("ACL check at consul %s for gateway %s: %w", a.client.address, id, err)
+	return fmt.Errorf("ACL check at consul %s for gateway %s: %w", a.client.Address(), id, err)
 }
 
 func (a *Authorizer) count(outcome string) {

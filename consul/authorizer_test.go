@@ -251,7 +251,7 @@ func TestWatchesDoNotWaitForQuestionsAboutTokens(t *testing.T) {
 	}
 	sum := 0
 	for _, h := range []*http.Client{client.aclHTTP, client.watchHTTP, client.watchdogHTTP} {
-		sum += h.Transport.(*transport).active().MaxConnsPerHost
+		sum += h.Transport.(*transports).byAddress[client.targets.current().http].active().MaxConnsPerHost
 	}
 	if sum != plainConnections {
 		t.Errorf("all may open %d connections, want %d", sum, plainConnections)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 // The reasons why a bearer token is refused before Consul is asked.
@@ -325,7 +326,7 @@ func (l *bearerLogins) runLogouts(ctx context.Context) {
 		case <-l.wake:
 		}
 		for !l.logOutAll(ctx, logoutWorkers) && ctx.Err() == nil {
-			sleep(ctx, logoutRetry)
+			sleep(ctx, retry.Jitter(logoutRetry))
 		}
 	}
 }

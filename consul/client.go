@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -19,12 +21,15 @@ import (
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 // Config says how to reach Consul. Empty values come from Consul's own environment variables, with the same meaning as
 // for Consul's CLI (https://developer.hashicorp.com/consul/commands#environment-variables).
 type Config struct {
-	HTTPAddr, GRPCAddr string // host:port, http(s)://… or unix://…; only https:// means TLS
+	// HTTPAddr and GRPCAddr are lists with commas of host:port, http(s)://… or unix://…; only https:// means TLS. The client uses
+	// one address of HTTPAddr for everything, the first one at first. GRPCAddr has one for each of them, or one for all.
+	HTTPAddr, GRPCAddr string
 	// LoginAuthMethod is the auth method at which Usher logs in for its token; empty: its token is in the environment.
 	// LoginBearerTokenFile has the bearer token for that.
 	LoginAuthMethod, LoginBearerTokenFile string
@@ -39,7 +44,7 @@ type Config struct {
 
 // Client sends requests to Consul's HTTP API. Its methods are safe for concurrent use.
 type Client struct {
-	address      address
+	targets      *targets
 	watchHTTP    *http.Client // for watches
 	aclHTTP      *http.Client // for ACL checks of Envoys' tokens
 	watchdogHTTP *http.Client // for the watchdog; it shares no connection
@@ -49,7 +54,6 @@ type Client struct {
 	tokens       *ownToken
 	namespace    string // for queries without one, as partition
 	partition    string
-	grpc         grpcTarget                        // the zero value if the settings do not say
 	grpcAt       func(address) (grpcTarget, error) // the gRPC port at an address
 	logger       *slog.Logger
 	metrics      *Metrics
@@ -62,23 +66,21 @@ func NewClient(c Config) (*Client, error) {
 	if env == nil {
 		env = os.Getenv
 	}
-	a, err := env.httpAddress(c.HTTPAddr)
-	if err != nil {
-		return nil, err
-	}
 	logger := cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
-	if u := (&url.URL{Host: a.host}); a.scheme == "http" && u.Port() == "" {
-		logger.Warn("consul's address has no port, so usher uses port 80; consul's own port is 8500", "consul", a.String(), "write", u.Host+":8500")
-	}
-	grpc, err := env.grpc(c.GRPCAddr, logger)
+	targets, err := env.targets(c.HTTPAddr, c.GRPCAddr, logger)
 	if err != nil {
 		return nil, err
+	}
+	for _, t := range targets.all {
+		if u := (&url.URL{Host: t.http.host}); t.http.scheme == "http" && u.Port() == "" {
+			logger.Warn("consul's address has no port, so usher uses port 80; consul's own port is 8500", "consul", t.String(), "write", u.Host+":8500")
+		}
 	}
 	files, err := env.tlsFiles(logger)
 	if err != nil {
 		return nil, err
 	}
-	if a.scheme != "https" {
+	if !targets.any(func(a address) bool { return a.scheme == "https" }) {
 		files.paths = nil // Usher needs them for TLS only
 	}
 	tokens, err := env.tokens(c)
@@ -88,32 +90,40 @@ func NewClient(c Config) (*Client, error) {
 	if c.Report == nil {
 		c.Report = func(string, []problem.Problem) {}
 	}
+	metrics := cmp.Or(c.Metrics, NewMetrics(nil))
+	metrics.setAddressInUse(targets)
 	return &Client{
 		report:       c.Report,
-		address:      a,
-		watchHTTP:    newHTTPClient(a, files, plainReserved+plainShared, true),
-		aclHTTP:      newHTTPClient(a, files, plainAuthorizations, true),
-		watchdogHTTP: newHTTPClient(a, files, plainWatchdog, false),
+		targets:      targets,
+		watchHTTP:    newHTTPClient(targets, files, plainReserved+plainShared, true),
+		aclHTTP:      newHTTPClient(targets, files, plainAuthorizations, true),
+		watchdogHTTP: newHTTPClient(targets, files, plainWatchdog, false),
 		reads:        make(readLimiter, maxConcurrentReads),
 		auth:         env.auth(),
 		tokens:       tokens,
 		namespace:    env(api.HTTPNamespaceEnvName),
 		partition:    env(api.HTTPPartitionEnvName),
-		grpc:         grpc,
 		grpcAt:       func(a address) (grpcTarget, error) { return env.grpcTo(a, logger) },
 		logger:       logger,
-		metrics:      cmp.Or(c.Metrics, NewMetrics(nil)),
+		metrics:      metrics,
 	}, nil
 }
 
-// Address returns the address of Consul's HTTP API for messages.
-func (c *Client) Address() string { return c.address.String() }
+// Address returns the address of Consul's HTTP API that is in use, for messages.
+func (c *Client) Address() string { return c.targets.current().String() }
 
 // addresses returns all addresses of Consul's HTTP API that may be in use.
-func (c *Client) addresses() []string { return []string{c.Address()} }
+func (c *Client) addresses() []string {
+	all := make([]string, len(c.targets.all))
+	for i, t := range c.targets.all {
+		all[i] = t.String()
+	}
+	return all
+}
 
 // call is one HTTP request to Consul.
 type call struct {
+	to     *target // nil: the one in use
 	method string
 	path   string // unescaped, without the last segment
 	name   string // the last segment; may be empty
@@ -129,6 +139,7 @@ func (c *Client) do(ctx context.Context, in call) (http.Header, []byte, error) {
 	// A blocking query may wait long for the first byte of its response. The rest has to follow within queryTimeout.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	in.to = cmp.Or(in.to, c.targets.current())
 	req, err := c.request(ctx, in)
 	if err != nil {
 		return nil, nil, err
@@ -139,7 +150,7 @@ func (c *Client) do(ctx context.Context, in call) (http.Header, []byte, error) {
 	}
 	defer res.Body.Close()
 	late := time.AfterFunc(queryTimeout, func() {
-		cancel(fmt.Errorf("the answer is not complete after %s; check Consul's load and the network", queryTimeout))
+		cancel(errIncomplete)
 	})
 	defer late.Stop()
 	if res.StatusCode != http.StatusOK {
@@ -151,6 +162,9 @@ func (c *Client) do(ctx context.Context, in call) (http.Header, []byte, error) {
 	}
 	return res.Header, body, err
 }
+
+// errIncomplete means that Consul, or a proxy in front of it, has sent only the beginning of an answer.
+var errIncomplete = fmt.Errorf("the answer is not complete after %s; check Consul's load and the network", queryTimeout)
 
 // The largest responses of Consul are about gateways with thousands of services, and have a few MiB.
 const (
@@ -199,11 +213,12 @@ func (c *Client) request(ctx context.Context, in call) (*http.Request, error) {
 		RawPath:  in.path + url.PathEscape(in.name),
 		RawQuery: in.params.Encode(),
 	}
-	if c.address.scheme != "unix" {
-		u.Scheme, u.Host = c.address.scheme, c.address.host
-		u.Path, u.RawPath = c.address.path+u.Path, c.address.path+u.RawPath
+	at := in.to.http
+	if at.scheme != "unix" {
+		u.Scheme, u.Host = at.scheme, at.host
+		u.Path, u.RawPath = at.path+u.Path, at.path+u.RawPath
 	}
-	req, err := http.NewRequestWithContext(ctx, in.method, u.String(), bytes.NewReader(in.body))
+	req, err := http.NewRequestWithContext(context.WithValue(ctx, addressKey{}, at), in.method, u.String(), bytes.NewReader(in.body))
 	if err != nil {
 		return nil, err
 	}
@@ -239,6 +254,8 @@ type callError struct {
 	status  int    // the HTTP status; 0 if there is none
 	text    string // the unchanged text of a refusal; it may contain the token, so never log it
 	err     error
+	// pause is how long Consul, or a proxy in front of it, asks to wait before the next request (Retry-After); 0: it does not.
+	pause time.Duration
 }
 
 func (e *callError) Error() string { return e.err.Error() }
@@ -270,7 +287,7 @@ func unreachableError(ctx context.Context, err error) error {
 func statusError(res *http.Response, token gateway.Secret) error {
 	text, _ := io.ReadAll(io.LimitReader(res.Body, int64(maxQuoted+len(token))))
 	err := fmt.Errorf("consul answered %d: %s", res.StatusCode, quote(string(text), string(token)))
-	e := &callError{status: res.StatusCode, text: string(text), outcome: outcomeFailed, err: err}
+	e := &callError{status: res.StatusCode, text: string(text), outcome: outcomeFailed, err: err, pause: retryAfter(res.Header)}
 	switch res.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		e.outcome = outcomeDenied
@@ -281,6 +298,27 @@ func statusError(res *http.Response, token gateway.Secret) error {
 		e.err = fmt.Errorf("%w; use https:// for Consul, or raise limits.http_max_conns_per_client of its agent", err)
 	}
 	return e
+}
+
+// maxRetryAfter bounds how long a response makes Usher wait: a query that waits sees no change.
+const maxRetryAfter = time.Minute
+
+// retryAfter returns the seconds of the header Retry-After; 0 if it has none. Its other form, a date, needs equal clocks.
+func retryAfter(h http.Header) time.Duration {
+	seconds, err := strconv.Atoi(h.Get("Retry-After"))
+	if err != nil || seconds < 0 {
+		return 0
+	}
+	return time.Duration(min(seconds, int(maxRetryAfter/time.Second))) * time.Second
+}
+
+// pauseAfter returns the pause after so many failures in a row, of which this is the last.
+func pauseAfter(err error, failures int) time.Duration {
+	pause := retry.Pause(failures)
+	if e, ok := errors.AsType[*callError](err); ok && e.pause > 0 {
+		return max(pause, e.pause+rand.N(e.pause/4)) // not sooner than asked, and not all at once
+	}
+	return pause
 }
 
 // maxQuoted is how many bytes of Consul's text an error repeats.

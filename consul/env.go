@@ -1,7 +1,6 @@
 package consul
 
 import (
-	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -78,26 +77,6 @@ func (a address) String() string { return a.scheme + "://" + a.host + a.path }
 // (https://developer.hashicorp.com/consul/commands#environment-variables).
 type environment func(string) string
 
-// httpAddress returns the address of the HTTP API. CONSUL_HTTP_SSL changes http to https, and not a unix socket.
-func (env environment) httpAddress(flag string) (address, error) {
-	from, s := "--consul-http-addr", flag
-	if s == "" {
-		from, s = api.HTTPAddrEnvName, cmp.Or(env(api.HTTPAddrEnvName), defaultHTTPAddr)
-	}
-	a, err := parseAddress(s)
-	if err != nil {
-		return address{}, fmt.Errorf("%s %q: %w", from, withoutUser(s), err)
-	}
-	ssl, err := env.bool(api.HTTPSSLEnvName, false)
-	if err != nil {
-		return address{}, err
-	}
-	if ssl && a.scheme == "http" {
-		a.scheme = "https"
-	}
-	return a, nil
-}
-
 // withoutUser hides the part before an @, which may be a password.
 func withoutUser(s string) string {
 	if at := strings.LastIndex(s, "@"); at >= 0 {
@@ -154,25 +133,32 @@ type grpcTarget struct {
 	tls  func() *tls.Config // returns the settings for a new connection; nil: plaintext
 }
 
-// grpc returns how to reach the gRPC port at the address of the flag, or else of CONSUL_GRPC_ADDR. Its certificate
-// authorities are those of CONSUL_GRPC_CACERT and CONSUL_GRPC_CAPATH, or else those of the HTTP API. All other TLS
-// settings are those of the HTTP API.
-func (env environment) grpc(flag string, logger *slog.Logger) (grpcTarget, error) {
-	from, s := "--consul-grpc-addr", flag
-	if s == "" {
-		from, s = api.GRPCAddrEnvName, env(api.GRPCAddrEnvName)
+// grpc returns how to reach the gRPC ports at the addresses of the flag, or else of CONSUL_GRPC_ADDR; nil if both are empty.
+// Their certificate authorities are those of CONSUL_GRPC_CACERT and CONSUL_GRPC_CAPATH, or else those of the HTTP API. All
+// other TLS settings are those of the HTTP API.
+func (env environment) grpc(flag string, logger *slog.Logger) (list []grpcTarget, err error) {
+	from, text := "--consul-grpc-addr", flag
+	if text == "" {
+		from, text = api.GRPCAddrEnvName, env(api.GRPCAddrEnvName)
 	}
-	if s == "" {
-		return grpcTarget{}, nil
+	if text == "" {
+		return nil, nil
 	}
-	a, err := parseAddress(s)
-	if err == nil && a.scheme != "unix" {
-		err = grpcHost(a)
+	for _, s := range splitList(text) {
+		a, err := parseAddress(s)
+		if err == nil && a.scheme != "unix" {
+			err = grpcHost(a)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s %q: %w", from, withoutUser(s), err)
+		}
+		t, err := env.grpcTo(a, logger)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, t)
 	}
-	if err != nil {
-		return grpcTarget{}, fmt.Errorf("%s %q: %w", from, withoutUser(s), err)
-	}
-	return env.grpcTo(a, logger)
+	return list, nil
 }
 
 func grpcHost(a address) error {

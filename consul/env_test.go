@@ -324,7 +324,7 @@ func TestWhereConsulsGRPCPortIs(t *testing.T) {
 		{flag: "consul:1", env: vars{"CONSUL_GRPC_ADDR": "other:2"}, target: "dns:///consul:1"},
 		{flag: "consul:8502", env: vars{"CONSUL_GRPC_CACERT": ca}, target: "dns:///consul:8502"},
 	} {
-		got := newTestClient(t, Config{GRPCAddr: test.flag, Getenv: test.env.get}).grpc
+		got := newTestClient(t, Config{GRPCAddr: test.flag, Getenv: test.env.get}).targets.current().grpc
 		if got.name != test.target || (got.tls != nil) != test.tls {
 			t.Errorf("%q with %v: %+v, want target %q and TLS %v", test.flag, test.env, got, test.target, test.tls)
 		}
@@ -345,7 +345,7 @@ func TestTheGRPCPortHasAuthoritiesOfItsOwn(t *testing.T) {
 		{vars{}, false},
 	} {
 		test.env["CONSUL_CLIENT_CERT"], test.env["CONSUL_CLIENT_KEY"] = cert, key
-		grpc := newTestClient(t, Config{GRPCAddr: "https://" + addr, Getenv: test.env.get}).grpc
+		grpc := newTestClient(t, Config{GRPCAddr: "https://" + addr, Getenv: test.env.get}).targets.current().grpc
 		err := handshake(t, addr, grpc.tls())
 		if (err == nil) != test.good {
 			t.Errorf("%v: %v", test.env, err)

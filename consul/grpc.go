@@ -7,12 +7,14 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	experimental "google.golang.org/grpc/experimental/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/usherproxy/usher/internal/gateway"
@@ -26,10 +28,10 @@ const (
 )
 
 // DialGRPC returns a connection to Consul's gRPC port, which opens with its first call. The port is where the client's
-// settings say. If they do not, it is on the host of the HTTP API, with the number that the agent reports: then Consul has
+// settings say. If they do not, it is on the host of the HTTP API that is in use, with the number that the agent reports: then Consul has
 // to answer. The connection carries no token.
 func (c *Client) DialGRPC(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error) {
-	target := c.grpc
+	target := c.targets.current().grpc
 	if target.name == "" {
 		a, err := c.agent(ctx)
 		if err == nil {
@@ -81,6 +83,8 @@ func (t grpcTarget) dial(options ...grpc.DialOption) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(creds),
 		grpc.WithUserAgent("usher"),
 		grpc.WithMaxHeaderListSize(maxHeader),
+		// A connection on which Consul does not answer ends within five seconds. Consul's server refuses shorter times than 15 s.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pauses, MinConnectTimeout: signTimeout}),
 	}, options...)...)
 }
@@ -110,12 +114,13 @@ func (c *Client) grpcAddress(a agent) address {
 		plain, secure = defaultGRPCPort, defaultGRPCTLSPort
 	}
 	at, port := address{scheme: "http"}, plain
-	if secure != 0 && (plain == 0 || c.address.scheme == "https") {
+	api := c.targets.current().http
+	if secure != 0 && (plain == 0 || api.scheme == "https") {
 		at, port = address{scheme: "https"}, secure
 	}
 	host := "localhost"
-	if c.address.scheme != "unix" {
-		host = (&url.URL{Host: c.address.host}).Hostname()
+	if api.scheme != "unix" {
+		host = (&url.URL{Host: api.host}).Hostname()
 	}
 	at.host = net.JoinHostPort(host, strconv.Itoa(port))
 	return at

@@ -37,9 +37,10 @@ const (
 func rotationTime(bound time.Duration) time.Duration { return bound * 8 / 10 }
 
 // maxConnections returns how many connections the client may have open at once; 0 means any number. With TLS, HTTP/2
-// sends all queries over a few connections. Consul does not limit those of a unix socket.
+// sends all queries over a few connections. Consul does not limit those of a unix socket. It does not change with the
+// address in use: one that is plain HTTP is enough.
 func (c *Client) maxConnections() int {
-	if c.address.scheme == "http" {
+	if c.targets.any(isPlain) {
 		return plainConnections
 	}
 	return 0

@@ -49,7 +49,8 @@ type watchLoop struct {
 
 	result    queryResult
 	index     uint64            // for the next query; 0 if that must not block
-	lastIndex uint64            // the latest index that Consul gave
+	lastIndex uint64            // the latest index that Consul gave; 0 if that was another agent than from
+	from      *target           // the agent that sent the last good response
 	bodyHash  [sha256.Size]byte // of the last body
 	// rereadAt is when to send a non-blocking query because Consul's ACLs filtered the last response. It is zero if they
 	// did not.
@@ -124,7 +125,7 @@ func (l *watchLoop) handleError(err error) (pause time.Duration) {
 	l.index = 0
 	restored := l.restore()
 	l.report(l.result, restored || l.result.failures <= maxReportedFailures || newOutcome)
-	return retry.Pause(l.result.failures)
+	return pauseAfter(err, l.result.failures)
 }
 
 // nextIndex returns the index for the next query. It returns 0 if that must not block.
@@ -134,6 +135,9 @@ func (l *watchLoop) handleError(err error) (pause time.Duration) {
 // permissions of Usher's token have changed.
 func (l *watchLoop) nextIndex(r response, same, recovered bool) uint64 {
 	l.recordFiltered(r, same)
+	if r.from != l.from { // indexes of different agents may differ
+		l.from, l.lastIndex = r.from, 0
+	}
 	// A non-blocking response may come from a server that is a little behind.
 	wentBack := r.index < l.lastIndex && r.index > 0 && (l.index > 0 || recovered)
 	l.lastIndex = r.index

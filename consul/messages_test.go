@@ -190,6 +190,8 @@ func messagesOfSettings(t *testing.T) (lines []string) {
 		{config: Config{HTTPAddr: "consul:http"}},
 		{config: Config{HTTPAddr: "consul:70000"}},
 		{config: Config{HTTPAddr: "unix://"}},
+		{config: Config{HTTPAddr: "http://consul:8500,consul:8500"}},
+		{config: Config{HTTPAddr: "a:8500,b:8500", GRPCAddr: "a:8502,b:8502,c:8502"}},
 		{config: Config{HTTPAddr: "http://consul:8500?token=x"}},
 		{config: Config{HTTPAddr: "http://user:password@consul:8500"}},
 		{env: vars{"CONSUL_HTTP_SSL": "maybe"}},
@@ -428,7 +430,11 @@ func messagesOfRequests(t *testing.T) (lines []string) {
 		c := newTestClient(t, Config{HTTPAddr: "consul:8500"})
 		c.watchHTTP.Transport, c.aclHTTP.Transport, c.watchdogHTTP.Transport = silent{}, silent{}, silent{}
 		lines = append(lines, textOf(t, askMesh(t, c)))
-		lines = append(lines, textOf(t, newWatchdog(c, nil).query(t.Context())))
+		_, noAnswer := c.try(t.Context(), c.targets.current())
+		lines = append(lines, textOf(t, noAnswer))
+		two := newTestClient(t, Config{HTTPAddr: "consul:8500,https://other:8501"})
+		two.watchdogHTTP.Transport = silent{}
+		lines = append(lines, textOf(t, newWatchdog(two, newWatchManager(two, time.Minute)).useNext(t.Context(), errNoAnswerYet)))
 		c.watchHTTP.Transport = stalled{}
 		_, err := c.query(t.Context(), query{queryType: meshType}, 1, time.Minute)
 		lines = append(lines, textOf(t, err))

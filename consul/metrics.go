@@ -19,6 +19,8 @@ type Metrics struct {
 	sharing        prometheus.Gauge
 	up             prometheus.Gauge
 	lastAnswer     prometheus.Gauge
+	inUse          *prometheus.GaugeVec
+	addressChanges prometheus.Counter
 	authorizations *prometheus.CounterVec
 	snapshots      prometheus.Counter
 	signatures     *prometheus.CounterVec
@@ -48,6 +50,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			"1 if Consul answers a small query that Usher sends every few seconds, else 0. /readyz has the reason.").WithLabelValues(),
 		lastAnswer: gauge("usher_consul_last_answer_timestamp_seconds",
 			"When Consul last answered that query, in seconds since 1970. 0: not since Usher started.").WithLabelValues(),
+		inUse: gauge("usher_consul_address_in_use", "1 for the address of Consul's HTTP API that Usher uses, 0 for each other one that it has.", "address"),
+		addressChanges: counter("usher_consul_address_changes_total",
+			"How often Usher has begun to use another address of Consul, because the one before did not answer.").WithLabelValues(),
 		snapshots: counter("usher_consul_snapshots_total", "How often the configuration of a gateway has changed in Consul.").WithLabelValues(),
 		queries: counter("usher_consul_queries_total",
 			"Answers to queries, by type of query and outcome: ok, unreachable, denied (by ACLs), missing (404), "+
@@ -90,6 +95,17 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		m.signatures.WithLabelValues(outcome)
 	}
 	return m
+}
+
+// setAddressInUse sets which address is in use.
+func (m *Metrics) setAddressInUse(of *targets) {
+	for _, t := range of.all {
+		value := 0.0
+		if t == of.current() {
+			value = 1
+		}
+		m.inUse.WithLabelValues(t.String()).Set(value)
+	}
 }
 
 // leafOf returns the certificate in a gateway's snapshot, nil if there is none. If there are two, it is that for clients.

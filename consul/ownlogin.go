@@ -16,7 +16,6 @@ import (
 	"github.com/usherproxy/usher/internal/filewatch"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
-	"github.com/usherproxy/usher/internal/retry"
 )
 
 const (
@@ -169,7 +168,7 @@ func (l *ownLogin) replace(ctx context.Context, c *Client) (before login) {
 			logged = err.Error()
 			c.logger.Warn("usher cannot log in to consul; it tries again", "consul", c.Address(), "error", err)
 		}
-		sleep(ctx, retry.Pause(failures))
+		sleep(ctx, pauseAfter(err, failures))
 	}
 	return login{}
 }

@@ -232,7 +232,7 @@ func TestConsulIsHeardOfBeforeTheLogin(t *testing.T) {
 			}
 			return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Request: r}, nil
 		})
-		if err := newWatchdog(l.client, nil).query(t.Context()); err != nil {
+		if _, err := l.client.try(t.Context(), l.client.targets.current()); err != nil {
 			t.Error(err)
 		}
 	})

@@ -13,6 +13,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/retry"
 )
 
 const (
@@ -96,7 +97,7 @@ func (p *permissionChecker) run(ctx context.Context) {
 				pause = permissionRetry
 			}
 		}
-		sleep(ctx, pause)
+		sleep(ctx, retry.Jitter(pause))
 	}
 }
 

@@ -135,6 +135,7 @@ type response struct {
 	streamed bool      // it is from the streaming backend, which answers blocking health queries
 	filtered bool      // Consul's ACLs left something out
 	refused  bool      // Consul refused it, and the query type is optional
+	from     *target   // the agent that gave it
 	date     time.Time // of the server that wrote it; zero: not known, or it is from a cache
 	early    bool      // it has the index of the query, and came before the wait time was over
 }
@@ -150,25 +151,42 @@ var errAllFiltered = &callError{
 	err:     errors.New("consul's ACLs hide the whole answer; give Usher's token service:read and node:read"),
 }
 
-// queryTimeout bounds a query that does not block.
-const queryTimeout = 30 * time.Second
+const (
+	// queryTimeout bounds a query that does not block.
+	queryTimeout = 30 * time.Second
+	// overtime is how late the answer to a query that blocks may come.
+	overtime = 10 * time.Second
+)
 
 // query sends the query. If index is not 0, the query blocks until Consul has a later index, or for about wait.
+//
+// If the connection of a query that blocks ends without an answer, query sends one that does not block: an agent and a proxy
+// may limit how long a request takes (http_config.write_timeout of Consul 1.22.5 and later), and a connection may die. Only
+// if Consul does not answer then, the query has failed.
 //
 // If Consul's streaming backend answers with an empty list, query sends a second query that does not use that backend.
 // The backend also answers so if Usher's token has lost the permission to read the service.
 func (c *Client) query(ctx context.Context, q query, index uint64, wait time.Duration) (response, error) {
 	r, err := c.queryOnce(ctx, q, index, wait)
+	if index > 0 && ctx.Err() == nil && isCutOff(err) {
+		c.logger.Debug("the connection of a blocking query ended without an answer", "consul", c.Address(), "query", q.String(), "error", err)
+		return c.queryOnce(ctx, q, 0, wait)
+	}
 	if err == nil && index > 0 && r.streamed && string(bytes.TrimSpace(r.body)) == "[]" {
 		return c.queryOnce(ctx, q, 0, wait)
 	}
 	return r, err
 }
 
+// isCutOff reports whether the connection of a call ended without an answer, or seems to be dead.
+func isCutOff(err error) bool {
+	return outcomeOf(err) == outcomeUnreachable && !errors.Is(err, errNoLeader) && !errors.Is(err, errIncomplete)
+}
+
 func (c *Client) queryOnce(ctx context.Context, q query, index uint64, wait time.Duration) (response, error) {
 	timeout := queryTimeout
 	if index > 0 {
-		timeout += wait + wait/16 // Consul adds up to a sixteenth
+		timeout = wait + wait/16 + overtime // Consul adds up to a sixteenth
 	} else {
 		release, err := c.reads.acquire(ctx)
 		if err != nil {
@@ -195,15 +213,26 @@ func noAnswer(timeout time.Duration) error {
 	return fmt.Errorf("no answer within %s; check that Consul runs at this address", timeout)
 }
 
-// send sends the query with one of the client's HTTP clients.
+// send sends the query with one of the client's HTTP clients. Without an answer, the watchdog looks at once whether Consul
+// answers.
 func (c *Client) send(ctx context.Context, client *http.Client, q query, index uint64, wait time.Duration) (response, error) {
+	to := c.targets.current()
+	r, err := c.sendTo(ctx, to, client, q, index, wait)
+	if outcomeOf(err) == outcomeUnreachable && to == c.targets.current() {
+		notify(c.targets.suspect)
+	}
+	return r, err
+}
+
+// sendTo is send to one of the agents.
+func (c *Client) sendTo(ctx context.Context, to *target, client *http.Client, q query, index uint64, wait time.Duration) (response, error) {
 	begin := time.Now()
 	token, err := c.tokenFor(ctx, q.queryType)
 	if err != nil {
 		return response{}, &callError{outcome: outcomeDenied, err: err}
 	}
 	header, body, err := c.do(ctx, call{
-		client: client, method: http.MethodGet, path: q.queryType.path, name: q.name,
+		to: to, client: client, method: http.MethodGet, path: q.queryType.path, name: q.name,
 		params: c.params(q, index, wait), token: token,
 	})
 	if err != nil {
@@ -219,6 +248,7 @@ func (c *Client) send(ctx context.Context, client *http.Client, q query, index u
 	return response{
 		body:     body,
 		index:    n,
+		from:     to,
 		streamed: streamed,
 		filtered: header.Get("X-Consul-Results-Filtered-By-Acls") == "true",
 		date:     dateOf(header),

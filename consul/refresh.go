@@ -82,7 +82,7 @@ const (
 )
 
 // runRefreshes refreshes queries until ctx ends, in the cases in which a blocking query does not return after a change:
-// Consul's state was replaced, one of many filtered responses shows more, or Consul answers again after an outage.
+// Consul's state was replaced, one of many filtered responses shows more, Consul answers again after an outage, or the client uses another address.
 func (m *watchManager) runRefreshes(ctx context.Context, recovered <-chan struct{}) {
 	replaced, secondTime := m.stateReplaced, (<-chan time.Time)(nil)
 	var filteredAt time.Time // when the filtered queries were last refreshed
@@ -141,11 +141,11 @@ func (m *watchManager) refreshWatches(ctx context.Context, chosen func(*watch) b
 // mayCancel reports whether a refresh may cancel the open queries. Over plain HTTP, the agent keeps the connection of a
 // cancelled query until its wait ends. So that may not happen twice before the open queries end by themselves.
 func (m *watchManager) mayCancel() bool {
-	now := time.Now()
-	if m.client.maxConnections() > 0 && now.Sub(m.lastCancel) < plainWait+plainWait/8 {
+	now, at := time.Now(), m.client.targets.current()
+	if m.client.maxConnections() > 0 && m.cancelledAt == at && now.Sub(m.lastCancel) < plainWait+plainWait/8 {
 		return false
 	}
-	m.lastCancel = now
+	m.lastCancel, m.cancelledAt = now, at
 	return true
 }
 

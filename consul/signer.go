@@ -28,6 +28,7 @@ type signer struct {
 
 	mu      sync.Mutex
 	users   int
+	target  *target // that conn was opened for
 	address address // of the agent that conn was opened for; conn leads there unless the client's settings say where
 	conn    *grpc.ClientConn
 }
@@ -83,18 +84,19 @@ func (s *signer) sign(ctx context.Context, a agent, csr string) (string, error) 
 func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn != nil && s.address == at {
+	of := s.client.targets.current()
+	if s.conn != nil && s.target == of && s.address == at {
 		return s.conn, nil
 	}
 	s.close()
-	target, err := s.client.grpc, error(nil)
+	target, err := of.grpc, error(nil)
 	if target.name == "" {
 		target, err = s.client.grpcAt(at)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s.address = at
+	s.target, s.address = of, at
 	s.conn, err = target.dial(grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxSignedSize)), grpc.WithDisableServiceConfig())
 	return s.conn, err
 }

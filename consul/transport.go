@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -12,9 +13,11 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/consul/api"
+	"golang.org/x/sys/unix"
 
 	"github.com/usherproxy/usher/internal/filewatch"
 )
@@ -72,49 +75,93 @@ const (
 	checkInterval      = time.Second // the shortest time between two checks of the TLS files
 )
 
-// newHTTPClient returns a client. Over plain HTTP, where a connection carries one request at a time, it opens at most
-// so many connections. A connection detects within ten seconds that the server's host is gone, even during a blocking
-// query of minutes. Over HTTP/2 it detects within half a minute that the server is frozen. Without http2, no two requests
-// share a connection at the same time. A request without a response then closes its connection.
-func newHTTPClient(a address, files *tlsFiles, connections int, http2 bool) *http.Client {
-	dialer := &net.Dialer{
+// deadTime is after how long a connection ends on which the other host acknowledges nothing, whether a request waits to
+// be sent or for its answer.
+const deadTime = 10 * time.Second
+
+// newDialer returns a dialer of connections that end within deadTime when the other host is gone.
+func newDialer() *net.Dialer {
+	return &net.Dialer{
 		Timeout:         10 * time.Second,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 4 * time.Second, Interval: 2 * time.Second, Count: 2},
+		// The kernel sends no keepalive while it repeats data, which it does for a quarter of an hour.
+		Control: func(network, _ string, c syscall.RawConn) (err error) {
+			if network == "unix" {
+				return nil
+			}
+			return errors.Join(c.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadTime.Milliseconds()))
+			}), err)
+		},
 	}
+}
+
+// addressKey is the key of the address in a request's context.
+type addressKey struct{}
+
+// transports is an http.RoundTripper with a transport for each address. The context of a request has its address.
+type transports struct{ byAddress map[address]*transport }
+
+// RoundTrip implements http.RoundTripper.
+func (t *transports) RoundTrip(r *http.Request) (*http.Response, error) {
+	at, _ := r.Context().Value(addressKey{}).(address)
+	return t.byAddress[at].RoundTrip(r)
+}
+
+// CloseIdleConnections is transport.CloseIdleConnections for every address.
+func (t *transports) CloseIdleConnections() {
+	for _, one := range t.byAddress {
+		one.CloseIdleConnections()
+	}
+}
+
+// newHTTPClient returns a client. Over plain HTTP, where a connection carries one request at a time, it opens at most
+// so many connections to an address. A connection detects within deadTime that the server's host is gone, even during a
+// blocking query of minutes. Over HTTP/2 it detects within 13 seconds that the server is frozen. Without http2, no two
+// requests share a connection at the same time. A request without a response then closes its connection.
+func newHTTPClient(to *targets, files *tlsFiles, connections int, http2 bool) *http.Client {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(http2) // one connection carries many blocking queries; Consul speaks it over TLS only
-	build := func(config *tls.Config) *http.Transport {
-		t := &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            dialer.DialContext,
-			TLSClientConfig:        config.Clone(), // the transport adds its protocols
-			TLSHandshakeTimeout:    10 * time.Second,
-			MaxIdleConns:           maxIdleConnections,
-			MaxIdleConnsPerHost:    maxIdleConnections,
-			IdleConnTimeout:        90 * time.Second,
-			ExpectContinueTimeout:  time.Second,
-			MaxResponseHeaderBytes: maxHeader,
-			Protocols:              protocols,
-			HTTP2:                  &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
-		}
-		if a.scheme == "http" {
-			// Without this bound the transport opens a new connection whenever none is idle, and keeps them all.
-			t.MaxConnsPerHost = connections
-		}
-		if a.scheme == "unix" {
-			t.Proxy = nil
-			t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return dialer.DialContext(ctx, "unix", a.path)
-			}
-		}
-		return t
+	all := &transports{byAddress: map[address]*transport{}}
+	for _, t := range to.all {
+		all.byAddress[t.http] = &transport{files: files, build: func(config *tls.Config) *http.Transport {
+			return newTransport(t.http, config, connections, protocols)
+		}}
 	}
 	return &http.Client{
-		Transport: &transport{files: files, build: build},
+		Transport: all,
 		// Consul's API never redirects, and a redirect would carry the token to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+}
+
+func newTransport(a address, config *tls.Config, connections int, protocols *http.Protocols) *http.Transport {
+	dialer := newDialer()
+	t := &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            dialer.DialContext,
+		TLSClientConfig:        config.Clone(), // the transport adds its protocols
+		TLSHandshakeTimeout:    10 * time.Second,
+		MaxIdleConns:           maxIdleConnections,
+		MaxIdleConnsPerHost:    maxIdleConnections,
+		IdleConnTimeout:        90 * time.Second,
+		ExpectContinueTimeout:  time.Second,
+		MaxResponseHeaderBytes: maxHeader,
+		Protocols:              protocols,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 8 * time.Second},
+	}
+	if isPlain(a) {
+		// Without this bound the transport opens a new connection whenever none is idle, and keeps them all.
+		t.MaxConnsPerHost = connections
+	}
+	if a.scheme == "unix" {
+		t.Proxy = nil
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", a.path)
+		}
+	}
+	return t
 }
 
 // tlsFiles holds the TLS settings for one of Consul's ports. It checks the files when a connection needs the settings,

@@ -193,7 +193,7 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 // files.
 func recheckFiles(c *Client) {
 	c.watchHTTP.CloseIdleConnections()
-	files := c.watchHTTP.Transport.(*transport).files
+	files := c.watchHTTP.Transport.(*transports).byAddress[c.targets.current().http].files
 	files.mu.Lock()
 	defer files.mu.Unlock()
 	files.checkedAt = time.Time{}

@@ -126,7 +126,7 @@ func TestOnlyAnAnswerEndsAnOutage(t *testing.T) {
 	m := &watchManager{failures: map[failureType]*failure{}}
 	var log attrRecorder
 	var reported []string
-	m.client = &Client{logger: slog.New(&log), report: func(_ string, problems []problem.Problem) {
+	m.client = &Client{targets: newTargets([]*target{{}}), logger: slog.New(&log), report: func(_ string, problems []problem.Problem) {
 		reported = nil
 		for _, p := range problems {
 			reported = append(reported, p.Severity.String()+" "+p.What)

@@ -17,11 +17,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/retry"
 	"github.com/usherproxy/usher/internal/statedir"
 )
 
@@ -135,9 +137,13 @@ func (w *Watcher) Ready() error {
 // HasSaved reports whether there is a saved state with which Usher can serve while Consul does not answer.
 func (w *Watcher) HasSaved() bool { return w.store != nil && w.store.usable }
 
+// Address returns the address of Consul's HTTP API that is in use.
+func (w *Watcher) Address() string { return w.client.Address() }
+
 // Warning returns what could be improved although Consul answers; "" if there is nothing.
 func (w *Watcher) Warning() string {
-	return w.manager.limiter.warning()
+	lines := []string{w.watchdog.warning(), w.manager.limiter.warning()}
+	return strings.Join(slices.DeleteFunc(lines, func(line string) bool { return line == "" }), "\n")
 }
 
 // WatchNames calls put with the sorted names of the ingress-gateway entries, after each change, until ctx ends. If Consul's
@@ -233,10 +239,11 @@ func (w *Watcher) begin(id gateway.ID) (end func()) {
 
 // A blocking query to a dead Consul looks like one that waits for a change. So the watchdog sends a small non-blocking
 // query every few seconds, over a separate connection. It detects an outage within watchdogPause plus watchdogTimeout.
+// With several addresses it is the one part that decides which of them is in use.
 const (
 	watchdogPause   = 4 * time.Second
 	watchdogTimeout = 5 * time.Second
-	watchdogRetry   = time.Second // the pause while Consul does not answer
+	watchdogRetry   = time.Second // the pause while Consul does not answer, less up to half of it
 )
 
 // heartbeat is the watchdog's query. The response has 2 KiB, needs no permission, and may come from any server.
@@ -248,52 +255,194 @@ func heartbeatType() *queryType {
 	return &t
 }
 
-// watchdog checks whether Consul answers at all.
+// Of several addresses of Consul, the watchdog keeps one in use that answers. If that does not answer, it uses the next one
+// that does. It does not go back when the address before answers again: each change reads everything again.
+const (
+	// stayTime is for how long after a change one failure is not enough for the next change, but takes stayFailures in a row:
+	// agents that fail by turns should not have Usher read everything from each of them, again and again.
+	stayTime     = 30 * time.Second
+	stayFailures = 3
+	// othersPause is the time between two checks whether the addresses that are not in use answer.
+	othersPause = 15 * time.Second
+)
+
+// watchdog checks whether Consul answers at all, and at which address.
 type watchdog struct {
 	client    *Client
 	manager   *watchManager
-	recovered chan struct{} // receives when Consul answers again; its capacity is 1
+	recovered chan struct{} // receives when Consul answers again, or at another address; its capacity is 1
 	// err points to the reason why Consul does not answer, or to nil. Only the goroutine of run writes it.
-	err      atomic.Pointer[error]
-	answered bool // Consul has answered once; only the goroutine of run uses it
-	clock    clockCheck
+	err atomic.Pointer[error]
+	// silent has the addresses that are not in use and do not answer, for warning. Only the goroutine of run writes it.
+	silent atomic.Pointer[string]
+
+	// Only the goroutine of run uses these.
+	clock     clockCheck
+	answered  bool // Consul has answered once
+	failures  int  // in a row
+	changedAt time.Time
+	checkedAt time.Time         // when the other addresses were last checked
+	checked   chan []checkup    // receives the results of a check; its capacity is 1
+	down      map[*target]error // the other addresses that do not answer
+}
+
+// checkup is the result of a check of an address.
+type checkup struct {
+	of  *target
+	err error // nil: it answers
 }
 
 var errNoAnswerYet = errors.New("no answer yet")
 
 func newWatchdog(c *Client, m *watchManager) *watchdog {
-	d := &watchdog{client: c, manager: m, recovered: make(chan struct{}, 1), clock: clockCheck{client: c}}
+	d := &watchdog{
+		client: c, manager: m, recovered: make(chan struct{}, 1), clock: clockCheck{client: c},
+		checked: make(chan []checkup, 1), down: map[*target]error{},
+	}
 	d.err.Store(&errNoAnswerYet)
+	d.silent.Store(new(string))
 	return d
 }
 
 // failure returns why Consul does not answer, or nil if it does.
 func (d *watchdog) failure() error { return *d.err.Load() }
 
+// warning returns which addresses do not answer while another one does; "" for none.
+func (d *watchdog) warning() string { return *d.silent.Load() }
+
 // run sends the queries until ctx ends.
 func (d *watchdog) run(ctx context.Context) {
 	defer d.client.watchdogHTTP.CloseIdleConnections()
+	var checks sync.WaitGroup
+	defer checks.Wait()
 	for ctx.Err() == nil {
-		err := d.query(ctx)
+		begin := time.Now()
+		r, err := d.client.try(ctx, d.client.targets.current())
+		d.clock.observe(r.date, begin, time.Now())
+		if err != nil && ctx.Err() == nil {
+			err = d.useNext(ctx, err)
+		}
 		if ctx.Err() != nil {
 			return
 		}
 		d.record(err)
-		pause := watchdogPause
-		if err != nil {
-			pause = watchdogRetry
-		}
-		sleep(ctx, pause)
+		d.checkOthers(ctx, &checks)
+		d.pause(ctx, err != nil)
 	}
 }
 
-func (d *watchdog) query(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, watchdogTimeout, noAnswer(watchdogTimeout))
-	defer cancel()
-	begin := time.Now()
-	r, err := d.client.send(ctx, d.client.watchdogHTTP, heartbeat, 0, 0)
-	d.clock.observe(r.date, begin, time.Now())
-	return err
+// pause waits until the next query is due. While Consul answers, that is at once when another query of Usher had no answer
+// from one of several addresses, but not more often than while it does not.
+func (d *watchdog) pause(ctx context.Context, failed bool) {
+	if failed {
+		sleep(ctx, retry.Jitter(watchdogRetry))
+		return
+	}
+	sleep(ctx, watchdogRetry)
+	var suspect chan struct{}
+	if len(d.client.targets.all) > 1 {
+		suspect = d.client.targets.suspect
+	}
+	select {
+	case <-ctx.Done():
+	case <-suspect:
+	case <-time.After(watchdogPause - watchdogRetry):
+	}
+}
+
+// useNext makes the client use the next address that answers, because that in use did not, and returns nil. If none answers,
+// or it is too early for a change, it returns why not.
+func (d *watchdog) useNext(ctx context.Context, err error) error {
+	others := d.client.targets.others()
+	if d.failures++; len(others) == 0 || time.Since(d.changedAt) < stayTime && d.failures < stayFailures {
+		return err
+	}
+	results := d.client.tryAll(ctx, others)
+	if ctx.Err() != nil {
+		return err
+	}
+	before := d.client.targets.current()
+	for i, failed := range results {
+		if failed == nil {
+			d.use(others[i], err)
+			break
+		}
+	}
+	if d.client.targets.current() == before {
+		for i, other := range others {
+			err = fmt.Errorf("%w; %s does not answer either: %w", err, other, results[i])
+		}
+		return err
+	}
+	now := []checkup{{before, err}}
+	for i, other := range others {
+		now = append(now, checkup{other, results[i]})
+	}
+	d.note(now, before)
+	return nil
+}
+
+// use makes the client use an address that answers. why says why that before did not.
+func (d *watchdog) use(next *target, why error) {
+	c := d.client
+	c.logger.Warn("consul does not answer at one of its addresses; usher uses another one", "consul", c.Address(), "error", why, "now", next.String())
+	c.targets.inUse.Store(next)
+	c.metrics.setAddressInUse(c.targets)
+	c.metrics.addressChanges.Inc()
+	d.changedAt = time.Now()
+	notify(d.recovered)
+}
+
+// checkOthers checks the addresses that are not in use, from time to time, and notes the results of the last check.
+func (d *watchdog) checkOthers(ctx context.Context, checks *sync.WaitGroup) {
+	select {
+	case results := <-d.checked:
+		d.note(results, nil)
+	default:
+	}
+	others := d.client.targets.others()
+	if len(others) == 0 || time.Since(d.checkedAt) < othersPause {
+		return
+	}
+	d.checkedAt = time.Now()
+	checks.Go(func() {
+		var results []checkup
+		for i, err := range d.client.tryAll(ctx, others) {
+			results = append(results, checkup{others[i], err})
+		}
+		if ctx.Err() == nil {
+			d.checked <- results
+		}
+	})
+}
+
+// note records which addresses do not answer. The log has a line when one of them ceases to, unless it is logged already, and
+// when it answers again.
+func (d *watchdog) note(results []checkup, logged *target) {
+	inUse := d.client.targets.current()
+	for _, r := range results {
+		was := d.down[r.of]
+		delete(d.down, r.of)
+		switch {
+		case r.of == inUse:
+			continue
+		case r.err != nil && was == nil && r.of != logged:
+			d.client.logger.Warn("consul does not answer at an address that usher would use next", "consul", r.of.String(), "error", r.err)
+		case r.err == nil && was != nil:
+			d.client.logger.Info("consul answers at an address that usher does not use at the moment", "consul", r.of.String(), "in_use", inUse.String())
+		}
+		if r.err != nil {
+			d.down[r.of] = r.err
+		}
+	}
+	text := ""
+	for _, t := range d.client.targets.all {
+		if err := d.down[t]; err != nil && t != inUse {
+			text += fmt.Sprintf("Consul does not answer at %s, and Usher uses %s: %v\n", t, inUse, err)
+		}
+	}
+	text = strings.TrimSuffix(text, "\n")
+	d.silent.Store(&text)
 }
 
 func (d *watchdog) record(err error) {
@@ -302,6 +451,7 @@ func (d *watchdog) record(err error) {
 	d.err.Store(&err)
 	d.client.metrics.up.Set(0)
 	if err == nil {
+		d.failures = 0
 		d.client.metrics.up.Set(1)
 		d.client.metrics.lastAnswer.Set(float64(time.Now().Unix()))
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,7 +36,9 @@ type watchManager struct {
 
 	stateReplaced chan struct{} // receives when Consul's state looks as if it was replaced; its capacity is 1
 	filtered      *filteredQueries
-	lastCancel    time.Time // when a refresh last cancelled the open queries; the goroutine of runRefreshes owns it
+	// When a refresh last cancelled the open queries, and at which agent. The goroutine of runRefreshes owns both.
+	lastCancel  time.Time
+	cancelledAt *target
 }
 
 // watch is a query that is repeated until the watch ends. The manager's mutex guards the fields below done.
@@ -258,26 +261,51 @@ func (m *watchManager) logFailure(q query, was, is error, c failureContext) {
 		}
 		f.put(q, failingWatch{is, c.hasAnswer, c.restored})
 		if before != after {
-			m.logBegin(q, after, f.watches[q], len(f.watches) == 1)
+			m.logBegin(q, after, f.watches[q], len(f.watches) == 1 && !m.failsAlso(after, is))
 		}
 		changed = m.updateProblem(after)
 	}
 	if before != after && before.outcome != outcomeOK {
 		f := m.failures[before]
 		f.remove(q)
-		if len(f.watches) == 0 && after.outcome == outcomeOK && !c.stopped {
+		if len(f.watches) == 0 && after.outcome == outcomeOK && !c.stopped && !m.failsAlso(before, was) {
 			m.client.logger.Info("consul answers such queries again",
 				"consul", m.client.Address(), "query", q.String(), "outcome", string(before.outcome))
 		}
 		changed = m.updateProblem(before) || changed
 	}
 	if changed {
-		var problems []problem.Problem
-		for _, f := range m.failures {
-			problems = append(problems, f.problem)
-		}
-		m.client.report("queries to consul", problems)
+		m.client.report("queries to consul", m.problems())
 	}
+}
+
+// failsAlso reports whether queries of another type fail with the same error: Consul answers 500 to everything, for example.
+// That is one state, and logged once. The caller holds mu.
+func (m *watchManager) failsAlso(as failureType, err error) bool {
+	for other, f := range m.failures {
+		if other != as && len(f.watches) > 0 && f.watches[f.shown].err.Error() == err.Error() {
+			return true
+		}
+	}
+	return false
+}
+
+// problems returns a problem for each way in which watches fail, and one for those with the same error. The caller holds mu.
+func (m *watchManager) problems() (list []problem.Problem) {
+	same := map[problem.Problem][]string{} // the places, by the problem without one
+	for _, f := range m.failures {
+		p := f.problem
+		p.Where = ""
+		same[p] = append(same[p], f.problem.Where)
+	}
+	for p, places := range same {
+		p.Where = slices.Min(places)
+		if more := len(places) - 1; more > 0 {
+			p.Where += fmt.Sprintf(" and queries of %d other types", more)
+		}
+		list = append(list, p)
+	}
+	return list
 }
 
 // logBegin logs that a watch begins to fail. first says that no other fails in this way.

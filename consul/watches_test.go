@@ -239,7 +239,7 @@ func TestTheProblemIsOfTheWatchesThatFailNow(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := &watchManager{failures: map[failureType]*failure{}}
 			reported := unlisted
-			m.client = &Client{logger: slog.New(slog.DiscardHandler), report: func(_ string, problems []problem.Problem) {
+			m.client = &Client{targets: newTargets([]*target{{}}), logger: slog.New(slog.DiscardHandler), report: func(_ string, problems []problem.Problem) {
 				reported = ""
 				for _, p := range problems {
 					_, query, _ := strings.Cut(p.Where, ": ")
@@ -255,5 +255,42 @@ func TestTheProblemIsOfTheWatchesThatFailNow(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestOneStateIsOneLineAndOneProblem has three types of queries fail with one error, and end one after the other.
+func TestOneStateIsOneLineAndOneProblem(t *testing.T) {
+	log := &logRecorder{}
+	client := newTestClient(t, Config{Logger: slog.New(log)})
+	var reported []problem.Problem
+	client.report = func(_ string, problems []problem.Problem) { reported = problems }
+	m := newWatchManager(client, time.Minute)
+	queries := []query{{queryType: meshType}, {queryType: rootsType}, servicesQuery}
+	broken := &callError{outcome: outcomeFailed, status: 500, err: errors.New("consul answered 500: something broke")}
+	had := failureContext{hasAnswer: true}
+	for _, q := range queries {
+		m.logFailure(q, nil, broken, had)
+	}
+	if len(reported) != 1 || !strings.HasSuffix(reported[0].Where, "and queries of 2 other types") {
+		t.Errorf("the problems are %v, want one", reported)
+	}
+	m.logFailure(query{queryType: proxyDefaultsType}, nil, &callError{outcome: outcomeFailed, err: errors.New("another")}, had)
+	if len(reported) != 2 {
+		t.Errorf("the problems are %v, want two", reported)
+	}
+	for _, q := range queries {
+		m.logFailure(q, broken, nil, had)
+	}
+	begins, ends := 0, 0
+	for _, line := range log.take() {
+		if strings.HasPrefix(line, "WARN") {
+			begins++
+		}
+		if strings.HasPrefix(line, "INFO") {
+			ends++
+		}
+	}
+	if begins != 2 || ends != 1 || len(reported) != 1 {
+		t.Errorf("%d lines about two states and %d about the end of one; problems %v", begins, ends, reported)
 	}
 }

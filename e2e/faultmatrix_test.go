@@ -179,12 +179,18 @@ func TestFaultMatrix(t *testing.T) {
 	}
 	work.Wait()
 	t.Logf("%v until every question was at fault", time.Since(begin).Round(time.Second))
+	running, recovered := newFaultTable("running", outageCells()), &recoveries{}
+	for _, w := range ready {
+		work.Go(func() { running.work(t, &runningOutageWorker{w, recovered}) })
+	}
+	work.Wait()
+	t.Logf("%v until all of Consul was at fault while usher runs:\n%v", time.Since(begin).Round(time.Second), recovered)
 	whole := newFaultTable("whole", wholeCells())
 	for _, w := range ready {
 		work.Go(func() { whole.work(t, &outageWorker{w}) })
 	}
 	work.Wait()
-	t.Logf("%v; %v; %v", live, restart, whole)
+	t.Logf("%v; %v; %v; %v", live, restart, running, whole)
 }
 
 // wantAllAsked wants the questions to be those that an Usher asks: the kinds of its

@@ -70,7 +70,7 @@ are on. It reads the same environment variables as the consul command.`,
 			if err := o.complete(cmd); err != nil {
 				return err
 			}
-			client, err := serveOptions{consulGRPCAddr: o.grpcAddr}.newQuietConsulClient()
+			client, err := serveOptions{consulGRPCAddrs: []string{o.grpcAddr}}.newQuietConsulClient(ctx)
 			if err != nil {
 				return err
 			}

@@ -30,7 +30,7 @@ func (s *servers) listenDataplane(ctx context.Context, o serveOptions, client *c
 		return fmt.Errorf("--dataplane-addr %s: %w", o.dataplaneAddr, err)
 	}
 	s.dataplane = dataplane.NewServer(dataplane.Options{
-		XDS: s.xds, DialConsul: client.DialGRPC, Logger: like.Logger, Credentials: s.transport.credentials("dataplane"),
+		XDS: s.xds, DialConsul: client.DialGRPC, Generation: client.Generation, Logger: like.Logger, Credentials: s.transport.credentials("dataplane"),
 		KindOf:       func(ctx context.Context, n xds.Node) (dataplane.Kind, error) { return kindOf(ctx, client, n) },
 		MetadataKeys: like.MetadataKeys, BootstrapTemplate: template, Reports: like.Reports,
 		Metrics: dataplane.NewMetrics(metrics),

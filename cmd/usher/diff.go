@@ -176,7 +176,7 @@ var consulsEnvoy = gateway.EnvoyVersion{Major: 1, Minor: 35}
 
 // fromConsul returns what the Envoy gets from Consul's own xDS.
 func (o *diffOptions) fromConsul(ctx context.Context, v *gatewayView, hasListeners bool) (resourcediff.Resources, error) {
-	client, err := o.serve.newQuietConsulClient()
+	client, err := o.serve.newQuietConsulClient(ctx)
 	if err != nil {
 		return nil, err
 	}

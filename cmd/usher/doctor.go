@@ -108,7 +108,7 @@ func (o *doctorOptions) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	o.Gateway = o.id
-	if err := o.connect(); err != nil {
+	if err := o.connect(ctx); err != nil {
 		return err
 	}
 	facts, err := collect.Run(ctx, o.Options)
@@ -131,7 +131,7 @@ func (o *doctorOptions) run(ctx context.Context, out io.Writer) error {
 }
 
 // connect makes the clients.
-func (o *doctorOptions) connect() (err error) {
+func (o *doctorOptions) connect(ctx context.Context) (err error) {
 	if o.Kubernetes, err = o.serve.connectKubernetes(); err != nil {
 		return err
 	}
@@ -139,8 +139,8 @@ func (o *doctorOptions) connect() (err error) {
 	if o.serve.configDir != "" {
 		return nil
 	}
-	o.ConsulAsked = o.serve.consulHTTPAddr != "" || os.Getenv(api.HTTPAddrEnvName) != ""
-	o.Consul, err = o.serve.newQuietConsulClient()
+	o.ConsulAsked = len(o.serve.consulHTTPAddrs) > 0 || os.Getenv(api.HTTPAddrEnvName) != ""
+	o.Consul, err = o.serve.newQuietConsulClient(ctx)
 	return err
 }
 

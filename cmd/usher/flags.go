@@ -21,7 +21,7 @@ import (
 
 // serveOptions are the flags of usher serve. Consul's environment variables replace an empty address of Consul.
 type serveOptions struct {
-	consulHTTPAddr, consulGRPCAddr       string
+	consulHTTPAddrs, consulGRPCAddrs     []string
 	xdsAddr, dataplaneAddr               string
 	admin                                adminOptions
 	configFile, configDir                string
@@ -132,12 +132,14 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 
 // registerSource adds the flags that say where configuration comes from.
 func (o *serveOptions) registerSource(f *pflag.FlagSet) {
-	f.StringVar(&o.consulHTTPAddr, "consul-http-addr", "",
+	f.StringSliceVar(&o.consulHTTPAddrs, "consul-http-addr", nil,
 		"Address of Consul's HTTP API: host:port, http(s)://host:port or unix:///path. "+
+			"With several (a list with commas, or the flag several times), Usher uses the first, and the next one that answers when that in use does not. "+
 			"Default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500.")
-	f.StringVar(&o.consulGRPCAddr, "consul-grpc-addr", "",
+	f.StringSliceVar(&o.consulGRPCAddrs, "consul-grpc-addr", nil,
 		"Address of Consul's gRPC API, which signs the certificates for TLS listeners. It has the same forms. "+
-			"Default: CONSUL_GRPC_ADDR, else the host of the HTTP API with the port that the agent reports.")
+			"Several belong to those of the HTTP API, in their order. "+
+			"Default: CONSUL_GRPC_ADDR, else the host of the HTTP API that is in use, with the port that the agent reports.")
 	f.StringVar(&o.configFile, "config", "", "File with Usher's settings for all gateways or for single ones."+reloaded)
 	f.StringVar(&o.configDir, "config-dir", "",
 		"Directory with config entries and service definitions, instead of Consul. "+

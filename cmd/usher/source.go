@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,7 +44,7 @@ func (o serveOptions) newSource(
 	if o.dataplaneAddr != "" {
 		return nil, nil, nil, errors.New("--dataplane-addr: consul-dataplane needs Consul; remove --config-dir, or --dataplane-addr")
 	}
-	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
+	if len(o.consulHTTPAddrs)+len(o.consulGRPCAddrs) > 0 {
 		return nil, nil, nil, errors.New("--config-dir: Usher reads files instead of Consul; remove --consul-http-addr and --consul-grpc-addr, or --config-dir")
 	}
 	dir := configdir.NewSource(o.configDir, configdir.Options{
@@ -60,15 +61,21 @@ func (o serveOptions) newConsulClient(
 	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
 ) (*consul.Client, error) {
 	return consul.NewClient(consul.Config{
-		HTTPAddr: o.consulHTTPAddr, GRPCAddr: o.consulGRPCAddr, LoginAuthMethod: o.loginAuthMethod, LoginBearerTokenFile: o.loginTokenFile,
+		HTTPAddr: strings.Join(o.consulHTTPAddrs, ","), GRPCAddr: strings.Join(o.consulGRPCAddrs, ","),
+		LoginAuthMethod: o.loginAuthMethod, LoginBearerTokenFile: o.loginTokenFile,
 		Logger: log, Metrics: consul.NewMetrics(metrics), Report: problems.ReportLogged,
 	})
 }
 
-// newQuietConsulClient returns a client for a command that has neither log nor metrics.
-func (o serveOptions) newQuietConsulClient() (*consul.Client, error) {
+// newQuietConsulClient returns a client for a command that has neither log nor metrics. It uses the first of Consul's
+// addresses that answers.
+func (o serveOptions) newQuietConsulClient(ctx context.Context) (*consul.Client, error) {
 	log, metrics := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	return o.newConsulClient(log, metrics, controlplane.NewProblems(log, metrics))
+	client, err := o.newConsulClient(log, metrics, controlplane.NewProblems(log, metrics))
+	if err == nil {
+		client.FindAnswering(ctx)
+	}
+	return client, err
 }
 
 // newConsulSource returns the source and the authorizer that use Consul, and their client.

@@ -20,6 +20,16 @@ type startCheck struct {
 	name string
 	// try returns what it has found: "ok…", or what is missing and what to do. An error is no answer.
 	try func(ctx context.Context) (result string, err error)
+	// of says whom it has asked, once it has ended; nil: the name says it.
+	of func() string
+}
+
+// title returns what the table says that was tried.
+func (c startCheck) title() string {
+	if c.of == nil {
+		return c.name
+	}
+	return c.of() + ": " + c.name
 }
 
 const (
@@ -36,11 +46,14 @@ type startChecks struct {
 // startChecks returns those that the flags ask for. client is nil in file mode. memory is what is known of the memory limit.
 func (o serveOptions) startChecks(log *slog.Logger, client *consul.Client, t transport, memory string) startChecks {
 	c := startChecks{log: log}
-	c.checks = append(c.checks, startCheck{"memory", func(context.Context) (string, error) { return memory, nil }})
+	c.checks = append(c.checks, startCheck{name: "memory", try: func(context.Context) (string, error) { return memory, nil }})
 	if client != nil {
 		c.checks = append(c.checks,
-			startCheck{"consul at " + client.Address() + ": usher's token", func(ctx context.Context) (string, error) { return tryToken(ctx, client) }},
-			startCheck{"consul's gRPC port: certificates for clients", func(ctx context.Context) (string, error) {
+			startCheck{
+				name: "usher's token", of: func() string { return "consul at " + client.Address() },
+				try: func(ctx context.Context) (string, error) { return tryToken(ctx, client) },
+			},
+			startCheck{name: "consul's gRPC port: certificates for clients", try: func(ctx context.Context) (string, error) {
 				target, err := client.TrySigning(ctx)
 				return "ok, at " + strings.TrimPrefix(target, "dns:///"), err
 			}})
@@ -49,7 +62,7 @@ func (o serveOptions) startChecks(log *slog.Logger, client *consul.Client, t tra
 		c.checks = append(c.checks, o.kubernetesChecks(kubernetes)...)
 	}
 	if t.keys != nil {
-		c.checks = append(c.checks, startCheck{"usher's certificate " + o.tlsCert, func(context.Context) (string, error) {
+		c.checks = append(c.checks, startCheck{name: "usher's certificate " + o.tlsCert, try: func(context.Context) (string, error) {
 			return t.keys.Describe(time.Now()), nil
 		}})
 	}
@@ -75,7 +88,7 @@ func tryToken(ctx context.Context, client *consul.Client) (string, error) {
 // kubernetesChecks try the rights that the flags ask for.
 func (o serveOptions) kubernetesChecks(client rest.Interface) []startCheck {
 	right := func(name, namespace, object, resource, group, denied string, verbs ...string) startCheck {
-		return startCheck{name, func(ctx context.Context) (string, error) {
+		return startCheck{name: name, try: func(ctx context.Context) (string, error) {
 			for _, verb := range verbs {
 				allowed, err := kubeapi.Allowed(ctx, client, authorizationv1.ResourceAttributes{
 					Group: group, Resource: resource, Verb: verb, Namespace: namespace, Name: object,
@@ -120,9 +133,9 @@ func (c startChecks) run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 		case strings.HasPrefix(results[i], "ok"):
-			c.log.Info("start check", "check", check.name, "result", results[i])
+			c.log.Info("start check", "check", check.title(), "result", results[i])
 		default:
-			c.log.Warn("start check", "check", check.name, "result", results[i])
+			c.log.Warn("start check", "check", check.title(), "result", results[i])
 		}
 	}
 	<-ctx.Done()

@@ -43,16 +43,16 @@ func TestStartChecksAreATable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tries := 0
 		got := linesOf(t,
-			startCheck{"good", func(context.Context) (string, error) { return "ok", nil }},
-			startCheck{"bad", func(context.Context) (string, error) { return "it lacks agent:read", nil }},
-			startCheck{"late", func(context.Context) (string, error) {
+			startCheck{name: "good", try: func(context.Context) (string, error) { return "ok", nil }},
+			startCheck{name: "bad", try: func(context.Context) (string, error) { return "it lacks agent:read", nil }},
+			startCheck{name: "late", try: func(context.Context) (string, error) {
 				if tries++; tries < 3 {
 					return "", errors.New("connection refused")
 				}
 				return "ok, at last", nil
 			}},
-			startCheck{"away", func(context.Context) (string, error) { return "", errors.New("connection refused") }},
-			startCheck{"hangs", func(ctx context.Context) (string, error) { <-ctx.Done(); return "", ctx.Err() }},
+			startCheck{name: "away", try: func(context.Context) (string, error) { return "", errors.New("connection refused") }},
+			startCheck{name: "hangs", try: func(ctx context.Context) (string, error) { <-ctx.Done(); return "", ctx.Err() }},
 		)
 		want := `level=INFO msg="start check" check=good result=ok
 level=WARN msg="start check" check=bad result="it lacks agent:read"

@@ -56,6 +56,9 @@ func (r *readiness) sourceStatus() status.Source {
 	if _, files := r.source.(*configdir.Source); files {
 		s.Type = status.Files
 	}
+	if of, ok := r.source.(interface{ Address() string }); ok {
+		s.Address = of.Address()
+	}
 	if since, err := r.checkSource(); err != nil {
 		s.Answers, s.Error, s.Since = false, err.Error(), since
 	}

@@ -48,6 +48,7 @@ const callsPerConsulConn = 1024
 // consulConns are the connections to Consul's gRPC port: one, and more once there were more calls.
 type consulConns struct {
 	dial       func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
+	generation func() int // see Options.Generation
 	log        *slog.Logger
 	background *background
 	dialing    singleflight.Group
@@ -60,10 +61,14 @@ type consulConns struct {
 // consulConn is one of them.
 type consulConn struct {
 	*grpc.ClientConn
-	calls atomic.Int32
+	calls      atomic.Int32
+	generation int
 }
 
-func (c *consulConn) hasRoom() bool { return c.calls.Load() < callsPerConsulConn }
+// hasRoom reports whether a connection takes one more call.
+func (c *consulConns) hasRoom(conn *consulConn) bool {
+	return conn.calls.Load() < callsPerConsulConn && conn.generation == c.generation()
+}
 
 // dialOptions connect to every address of Consul's gRPC port, and give each call to another one. So the discovery streams
 // spread over Consul's servers, and a stream that an overloaded server ends comes to another one.
@@ -98,7 +103,7 @@ func (c *consulConns) get(ctx context.Context) (conn *grpc.ClientConn, release f
 func (c *consulConns) free() *consulConn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	i := slices.IndexFunc(c.conns, (*consulConn).hasRoom)
+	i := slices.IndexFunc(c.conns, c.hasRoom)
 	if i < 0 {
 		return nil
 	}
@@ -109,21 +114,34 @@ func (c *consulConns) free() *consulConn {
 // open adds a connection, unless an attempt that has just ended did.
 func (c *consulConns) open(ctx context.Context) (_ struct{}, err error) {
 	c.mu.Lock()
-	added := slices.ContainsFunc(c.conns, (*consulConn).hasRoom)
+	added := slices.ContainsFunc(c.conns, c.hasRoom)
 	c.mu.Unlock()
 	if added {
 		return struct{}{}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
+	generation := c.generation()
 	conn, err := c.dial(ctx, dialOptions()...)
 	if err != nil {
 		return struct{}{}, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.conns = append(c.conns, &consulConn{ClientConn: conn})
+	c.conns = append(c.conns, &consulConn{ClientConn: conn, generation: generation})
+	c.closeUnused()
 	return struct{}{}, nil
+}
+
+// closeUnused closes the connections of earlier generations that carry no call. The caller holds mu.
+func (c *consulConns) closeUnused() {
+	c.conns = slices.DeleteFunc(c.conns, func(conn *consulConn) bool {
+		unused := conn.generation != c.generation() && conn.calls.Load() == 0
+		if unused {
+			conn.Close()
+		}
+		return unused
+	})
 }
 
 // close closes the connections, after the last open.

@@ -38,7 +38,10 @@ type Options struct {
 	// that of consul-dataplane.
 	BootstrapTemplate string
 	// DialConsul returns a connection to Consul's gRPC port. After an error, the next call tries again.
-	DialConsul  func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
+	DialConsul func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
+	// Generation returns a number that changes when DialConsul leads to another Consul agent: calls then use a new connection.
+	// Nil: it always leads to the same one.
+	Generation  func() int
 	Logger      *slog.Logger
 	Credentials credentials.TransportCredentials // nil means plain text
 	Metrics     *Metrics                         // may be nil
@@ -75,7 +78,10 @@ func NewServer(o Options) *Server {
 		admission: newAdmission(o.Limits, o.Metrics), handover: newHandover(), streams: map[*call]struct{}{},
 	}
 	s.background = newBackground(s.log)
-	s.consul = &consulConns{dial: o.DialConsul, log: s.log, background: s.background}
+	if o.Generation == nil {
+		o.Generation = func() int { return 0 }
+	}
+	s.consul = &consulConns{dial: o.DialConsul, generation: o.Generation, log: s.log, background: s.background}
 	s.kinds = newKinds(o.KindOf, s.background)
 	s.grpc = grpc.NewServer(serverOptions(o.Credentials, s.handle)...)
 	return s

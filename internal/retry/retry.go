@@ -19,5 +19,8 @@ func Pause(failures int) time.Duration {
 	if failures < 8 {
 		d = min(d, FirstPause<<(failures-1))
 	}
-	return d - rand.N(d/2)
+	return Jitter(d)
 }
+
+// Jitter returns a pause with up to half of it taken off at random.
+func Jitter(pause time.Duration) time.Duration { return pause - rand.N(pause/2) }

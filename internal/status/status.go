@@ -47,6 +47,8 @@ const (
 type Source struct {
 	Type    string `json:"type"` // Consul or Files
 	Answers bool   `json:"answers"`
+	// Address is the one of Consul's HTTP API that is in use; empty for files.
+	Address string `json:"address,omitempty"`
 	// Error says why it does not answer, and Since is when Usher found that first. Both are zero while it answers.
 	Error string    `json:"error,omitempty"`
 	Since time.Time `json:"since,omitzero"`

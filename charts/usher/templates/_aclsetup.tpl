@@ -43,7 +43,8 @@ template:
       - |
         {{- $root.Files.Get "acl-setup.sh" | trim | nindent 8 }}
       env:
-      {{- include "usher.consulEnv" (list $root $facts) | nindent 6 }}
+      {{- /* The consul command takes one address. */}}
+      {{- include "usher.consulEnv" (list $root (set (deepCopy $facts) "http" (first (splitList "," $facts.http)))) | nindent 6 }}
       - name: CONSUL_HTTP_TOKEN_FILE
         value: /etc/usher/acl-token/token
       - name: NAME

@@ -40,7 +40,7 @@ say, and what the chart's own values replace. Values of the Consul chart can hav
 {{- $name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- /* The address of one of Consul's APIs: (list . prefix namespace "http"|"grpc") */ -}}
+{{- /* The addresses of one of Consul's APIs, with commas: (list . prefix namespace "http"|"grpc") */ -}}
 {{- define "usher.consulAddress" -}}
 {{- $root := index . 0 -}}
 {{- $api := index . 3 -}}
@@ -51,7 +51,11 @@ say, and what the chart's own values replace. Values of the Consul chart can hav
 {{- $own -}}
 {{- else if dig "externalServers" "enabled" false $v -}}
 {{- $port := ternary (dig "externalServers" "httpsPort" 8501 $v) (dig "externalServers" "grpcPort" 8502 $v) (eq $api "http") -}}
-{{- printf "%s://%s:%d" (ternary "https" "http" (not (not $tls))) (include "usher.externalServer" $root) (int $port) -}}
+{{- $addresses := list -}}
+{{- range $host := splitList "," (include "usher.externalServers" $root) -}}
+{{- $addresses = append $addresses (printf "%s://%s:%d" (ternary "https" "http" (not (not $tls))) $host (int $port)) -}}
+{{- end -}}
+{{- join "," $addresses -}}
 {{- else -}}
 {{- include "usher.checkServers" $root -}}
 {{- $port := ternary (ternary 8501 8500 (not (not $tls))) 8502 (eq $api "http") -}}
@@ -59,20 +63,23 @@ say, and what the chart's own values replace. Values of the Consul chart can hav
 {{- end -}}
 {{- end -}}
 
-{{- /* The host of Consul's servers outside of the cluster. */ -}}
-{{- define "usher.externalServer" -}}
+{{- /* The hosts of Consul's servers outside of the cluster, with commas. */ -}}
+{{- define "usher.externalServers" -}}
 {{- $hosts := dig "externalServers" "hosts" list .Values.AsMap -}}
 {{- if not $hosts -}}
 {{- fail "externalServers.hosts is empty: name a server, or set consul.httpAddr and consul.grpcAddr" -}}
 {{- end -}}
-{{- $host := first $hosts -}}
+{{- $names := list -}}
+{{- range $i, $host := $hosts -}}
 {{- if or (contains "=" $host) (contains " " $host) -}}
-{{- fail (printf "externalServers.hosts[0] %q finds servers with a command or a cloud, which Usher cannot do; set consul.httpAddr and consul.grpcAddr" $host) -}}
+{{- fail (printf "externalServers.hosts[%d] %q finds servers with a command or a cloud, which Usher cannot do; set consul.httpAddr and consul.grpcAddr" $i $host) -}}
 {{- end -}}
 {{- if and (contains ":" $host) (not (hasPrefix "[" $host)) -}}
 {{- $host = printf "[%s]" $host -}}
 {{- end -}}
-{{- $host -}}
+{{- $names = append $names $host -}}
+{{- end -}}
+{{- join "," $names -}}
 {{- end -}}
 
 {{- /* Fails if the Consul chart runs no servers. */ -}}
