@@ -42,6 +42,8 @@ type Request struct {
 	Source netip.AddrPort // of the connection; zero for the host's choice
 	Proxy  io.WriterTo    // written in front of the request; nil for none
 	TLS    *tls.Config    // nil for plain text; without a server name it is Host
+	// WantBody is the whole body that a load wants; "" for any.
+	WantBody string
 }
 
 // Response is the response that the client got.
