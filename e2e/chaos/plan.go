@@ -42,7 +42,7 @@ const (
 	InvalidEntry    Kind = "invalid-entry"
 	InvalidFile     Kind = "invalid-file"
 	RestoreSnapshot Kind = "restore-snapshot" // save one, and restore it later
-	FillDisk        Kind = "fill-disk"        // with Usher's log, and its state where it has one
+	FillDisk        Kind = "fill-disk"        // of the Ushers' logs, and of their state where they keep one
 )
 
 // The numbers of parts.
@@ -116,15 +116,15 @@ const (
 	longOutages   = "long outages" // which certificates of two minutes would not survive
 )
 
-// recovery is how long a Consul server takes to be a voter with all of the log again.
-const recovery = 8 * time.Second
+// rejoin is how long a Consul server takes to be a voter with all of the log again.
+const rejoin = 8 * time.Second
 
 // rules has a row for each kind. Holds are short, so that two minutes have many of them.
 var rules = []rule{
-	{kind: KillConsul, part: "server", targets: Servers + 1, min: sec(1), max: sec(8), weight: 3, alone: map[string]time.Duration{consulServers: recovery}},
-	{kind: StopConsul, part: "server", targets: Servers + 1, min: sec(2), max: sec(12), weight: 3, alone: map[string]time.Duration{consulServers: recovery}},
-	{kind: KillAllConsul, min: sec(2), max: sec(15), weight: 1, alone: map[string]time.Duration{consulServers: recovery, consulWrites: recovery, longOutages: recovery}},
-	{kind: StopAllConsul, min: sec(2), max: sec(15), weight: 1, alone: map[string]time.Duration{consulServers: recovery, consulWrites: recovery, longOutages: recovery}},
+	{kind: KillConsul, part: "server", targets: Servers + 1, min: sec(1), max: sec(8), weight: 3, alone: map[string]time.Duration{consulServers: rejoin}},
+	{kind: StopConsul, part: "server", targets: Servers + 1, min: sec(2), max: sec(12), weight: 3, alone: map[string]time.Duration{consulServers: rejoin}},
+	{kind: KillAllConsul, min: sec(2), max: sec(15), weight: 1, alone: map[string]time.Duration{consulServers: rejoin, consulWrites: rejoin, longOutages: rejoin}},
+	{kind: StopAllConsul, min: sec(2), max: sec(15), weight: 1, alone: map[string]time.Duration{consulServers: rejoin, consulWrites: rejoin, longOutages: rejoin}},
 	{kind: KillUsher, part: "usher", targets: 1, min: sec(0.1), max: sec(5), weight: 4, alone: map[string]time.Duration{"usher #": sec(1)}},
 	{kind: RestartUsher, part: "usher", targets: 1, min: sec(0.1), max: sec(2), weight: 2, alone: map[string]time.Duration{"usher #": sec(1)}},
 	{kind: StopUsher, part: "usher", targets: Ushers, min: sec(1), max: sec(12), weight: 3, alone: map[string]time.Duration{"usher #": sec(1)}},
@@ -149,7 +149,7 @@ var rules = []rule{
 	{kind: InvalidEntry, min: sec(2), max: sec(12), weight: 3, writes: true, alone: map[string]time.Duration{"valid entries": 0}},
 	{kind: InvalidFile, part: "usher", targets: Ushers, min: sec(2), max: sec(12), weight: 3, alone: map[string]time.Duration{"file #": 0}},
 	{kind: RestoreSnapshot, min: sec(4), max: sec(20), weight: 2, writes: true, alone: map[string]time.Duration{authority: sec(10), "consul snapshot": 0}},
-	{kind: FillDisk, part: "usher", targets: Ushers, min: sec(3), max: sec(15), weight: 2, alone: map[string]time.Duration{"disk #": 0}},
+	{kind: FillDisk, min: sec(3), max: sec(15), weight: 2, alone: map[string]time.Duration{"disk": 0}},
 }
 
 func sec(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }
@@ -312,7 +312,7 @@ func (s Step) uses() []use {
 		uses = append(uses, use{consulWrites, false, s.At, s.At}, use{consulWrites, false, end, end})
 	}
 	if s.Kind == RestoreSnapshot {
-		uses = append(uses, use{consulServers, true, end, end + recovery})
+		uses = append(uses, use{consulServers, true, end, end + rejoin})
 	}
 	return uses
 }
