@@ -142,6 +142,22 @@ func (w *world) startConsul() {
 	w.createPolicy("usher", `service "edge" { policy = "write" } service "inner" { policy = "write" }
 		service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }`)
 	w.ensureToken(w.usherToken)
+	w.registerIdle()
+}
+
+// registerIdle registers proxies without processes. A server of Consul serves no more than its share of all proxies, and with
+// few of them it would refuse the sidecars that come from another server.
+func (w *world) registerIdle() {
+	const idle = 30
+	for i := range idle {
+		w.write("register an idle proxy", func(c *api.Client, o *api.WriteOptions) error {
+			_, err := c.Catalog().Register(&api.CatalogRegistration{Node: "idle", Address: address(99), Service: &api.AgentService{
+				Kind: api.ServiceKindConnectProxy, ID: fmt.Sprint("idle-", i), Service: "idle-sidecar-proxy", Port: sidecarPort + i,
+				Proxy: &api.AgentServiceConnectProxyConfig{DestinationServiceName: "idle"},
+			}}, o)
+			return err
+		})
+	}
 }
 
 func (w *world) createPolicy(name, rules string) {
@@ -206,7 +222,7 @@ func (w *world) startInstances() {
 		w.register(x, port)
 		k := newToken(10+i, id)
 		w.createPolicy(id, fmt.Sprintf(`service %q { policy = "write" } service "%s-sidecar-proxy" { policy = "write" }
-			service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }`, service, service))
+			service_prefix "" { policy = "read" } node_prefix "" { policy = "read" } agent_prefix "" { policy = "read" }`, service, service))
 		w.ensureToken(k)
 		x.Envoy = lab.StartEnvoyWith(w.t, h, lab.EnvoyNew, w.sidecarBootstrap(x, k))
 		x.WaitListener(w.t, sidecarPort)
@@ -217,17 +233,21 @@ const sidecarPort = 21000
 
 // sidecarBootstrap is the bootstrap that Consul's CLI makes.
 func (w *world) sidecarBootstrap(x *instance, k token) string {
-	out := testprocess.Run(w.t, testprocess.Command{
+	command := testprocess.Command{
 		Name: "consul connect envoy", Path: w.servers[0].Binary, Host: w.servers[0].Host, Env: w.servers[0].Env(k.secret),
 		Args: []string{
 			"connect", "envoy", "-bootstrap", "-proxy-id", x.id + "-sidecar-proxy", "-node-name", x.host.Name,
 			"-envoy-binary", lab.EnvoyBinary(w.t, lab.EnvoyNew), "-ignore-envoy-compatibility",
 			"-grpc-addr", "http://127.0.0.1:8502", "-admin-bind", "127.0.0.1:19000",
 		},
-	}, "")
-	if out.Code != 0 {
-		w.t.Fatalf("the bootstrap of %s: %s", x.id, out.Stderr)
 	}
+	var out testprocess.Result
+	testprocess.Eventually(w.t, "the bootstrap of "+x.id, testprocess.ChangeDeadline, func() error {
+		if out = testprocess.Run(w.t, command, ""); out.Code != 0 {
+			return errors.New(out.Stderr) // the server may not know the token yet
+		}
+		return nil
+	})
 	return out.Stdout
 }
 
