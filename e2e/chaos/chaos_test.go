@@ -20,6 +20,7 @@ func TestChaos(t *testing.T) {
 	steps := Plan(seed, length, kinds)
 	t.Logf("CHAOS_SEED=%d CHAOS_TIME=%v CHAOS_ACTIONS=%s: %d actions", seed, length, os.Getenv("CHAOS_ACTIONS"), len(steps))
 	w := startWorld(t)
+	defer w.keepLogs()
 	w.startTraffic()
 	defer w.reportTraffic()
 	lab.WaitForAll(t, w.allLoads(), 5*time.Second)

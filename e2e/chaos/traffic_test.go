@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -230,4 +231,36 @@ func (e *envoy) logged(path string) string {
 		}
 	}
 	return "nothing"
+}
+
+// keepLogs copies all outputs to the directory CHAOS_LOGS, if there is one and the test has failed.
+func (w *world) keepLogs() {
+	if !w.t.Failed() {
+		return
+	}
+	for _, p := range w.processes() {
+		w.keepLog(p.Stderr)
+	}
+	for _, e := range w.envoys {
+		for _, output := range e.outputs {
+			w.keepLog(output)
+			w.keepLog(filepath.Join(filepath.Dir(output), "stderr"))
+		}
+	}
+}
+
+// keepLog copies a file to the directory CHAOS_LOGS, if there is one.
+func (w *world) keepLog(path string) {
+	dir := os.Getenv("CHAOS_LOGS")
+	if dir == "" {
+		return
+	}
+	content, err := os.ReadFile(path)
+	if err == nil {
+		name := strings.ReplaceAll(strings.TrimPrefix(path, "/"), "/", "_")
+		err = os.WriteFile(filepath.Join(dir, name), content, 0o644)
+	}
+	if err != nil {
+		w.t.Log(err)
+	}
 }

@@ -313,6 +313,8 @@ func (w *world) startUshers() {
 		w.t.Cleanup(func() {
 			if w.t.Failed() {
 				w.t.Logf("end of the log of %s:\n%s", u.Name, end(u.log, 80))
+				w.keepLog(u.log)
+				w.keepLog(u.log + ".before")
 			}
 		})
 		u.WaitReady(w.t)
@@ -353,7 +355,7 @@ func (w *world) startDisk() string {
 	return filepath.Join("/proc", fmt.Sprint(holder.Pid()), "root", dir)
 }
 
-// startEnvoys starts the gateways' Envoys, of two releases and in both protocols, each behind an HAProxy of its own: so a
+// startEnvoys starts the gateways' Envoys, of two releases, each behind an HAProxy of its own: so a
 // client knows which Envoy has failed it.
 func (w *world) startEnvoys() {
 	for i, gateway := range []string{"edge", "edge", "inner", "inner"} {
@@ -377,9 +379,6 @@ func (w *world) startEnvoys() {
 		version, args := lab.EnvoyNew, []string{"--service-id", e.id, "--node-name", h.Name}
 		if n%2 == 0 {
 			version = lab.EnvoyOld
-		}
-		if n == Envoys {
-			args = append(args, "--state-of-the-world")
 		}
 		e.Envoy = lab.StartBootstrapped(w.t, lab.BootstrapOptions{
 			Host: h, Envoy: version, Gateway: gateway, XDSAddr: "http://127.0.0.1:18000",
@@ -422,7 +421,7 @@ func (w *world) serves(e *envoy) error {
 }
 
 func (w *world) httpRequest(e *envoy) lab.Request {
-	return lab.Request{From: w.Client, To: e.front.Addr(httpPort), WantBody: lab.ClientIP + "\n"}
+	return lab.Request{From: w.Client, To: e.front.Addr(httpPort), WantBody: lab.ClientIP + "\n", Timeout: patience}
 }
 
 func (w *world) httpsRequest(e *envoy) lab.Request {
@@ -441,8 +440,11 @@ func (w *world) httpsRequest(e *envoy) lab.Request {
 }
 
 func (w *world) tcpExchange(e *envoy) lab.TCPExchange {
-	return lab.TCPExchange{From: w.Client, To: e.front.Addr(lab.TCPPort)}
+	return lab.TCPExchange{From: w.Client, To: e.front.Addr(lab.TCPPort), Timeout: patience}
 }
+
+// patience is how long a client waits. A machine that has more to do than it can delays answers, and loses none.
+const patience = 20 * time.Second
 
 // wantClient wants a tcp service to have got the client's address.
 func wantClient(data, _ string) error {
