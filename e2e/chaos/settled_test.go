@@ -31,11 +31,29 @@ func (w *world) wantSettled() {
 		testprocess.Eventually(w.t, u.Name+" has no problem", settleDeadline, func() error { return w.isCalm(u) })
 	}
 	testprocess.Eventually(w.t, "all Envoys are connected", settleDeadline, w.allConnected)
+	w.withExtraListener(true)
 	for _, e := range w.envoys {
 		testprocess.Eventually(w.t, e.id+" has what Usher would send it", settleDeadline, func() error { return w.differs(e) })
 		testprocess.Eventually(w.t, e.id+" has the instances that Consul has", settleDeadline, func() error { return w.wrongInstances(e) })
 	}
+	w.withExtraListener(false)
 	w.note("settled")
+}
+
+// withExtraListener adds the listener that comes and goes, or removes it, and waits for all Envoys. While it drains, which takes
+// ten minutes, an Envoy shows the routes of a listener that was removed: so Envoys are compared while they have it.
+func (w *world) withExtraListener(want bool) {
+	w.want.extra = want
+	w.writeWanted()
+	for _, e := range w.envoys {
+		testprocess.Eventually(w.t, fmt.Sprintf("%s has port %d: %v", e.id, extraPort, want), settleDeadline, func() error {
+			ports, err := e.ListenerPorts()
+			if err == nil && slices.Contains(ports, extraPort) != want {
+				err = fmt.Errorf("it has the ports %v", ports)
+			}
+			return err
+		})
+	}
 }
 
 // isCalm is nil if an Usher is ready and reports nothing.
