@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,11 +22,20 @@ func allKinds(t *testing.T) []Kind {
 	return kinds
 }
 
+// plans are those of many seeds.
+var plans = sync.OnceValue(func() (all [][]Step) {
+	kinds, _ := Kinds("") // none of them is unknown
+	for seed := range seeds {
+		all = append(all, Plan(seed, planned, kinds))
+	}
+	return all
+})
+
 // forSeeds calls f with the plans of many seeds.
 func forSeeds(t *testing.T, f func(seed uint64, steps []Step)) {
 	t.Helper()
-	for seed := range seeds {
-		f(seed, Plan(seed, planned, allKinds(t)))
+	for seed, steps := range plans() {
+		f(uint64(seed), steps)
 	}
 }
 
