@@ -180,6 +180,9 @@ func (w *world) reportTraffic() {
 			}
 		}
 		e.settle()
+		for _, d := range e.downs {
+			w.t.Logf("%s did not serve for %v from %.1fs on", e.id, d.to.Sub(d.from).Round(100*time.Millisecond), d.from.Sub(w.started).Seconds())
+		}
 	}
 	w.second().settle()
 	slices.SortFunc(failures, func(a, b failure) int { return a.at.Compare(b.at) })
