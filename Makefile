@@ -27,6 +27,11 @@ E2E_FLAGS   ?= -v
 E2E_PARALLEL ?= 3
 # One in Kubernetes keeps a processor busy. Those that count lost requests run alone.
 KUBERNETES_PARALLEL ?= 2
+# The faults of a run of chaos; without a seed, it chooses one and prints it.
+CHAOS_TIME  ?= 2m
+CHAOS_SEED  ?=
+CHAOS_ACTIONS ?=
+export CHAOS_TIME CHAOS_SEED CHAOS_ACTIONS
 FUZZ_TIME   ?= 60s
 # The directory with Consul's charts and the sources of their programs.
 CONSUL_K8S  ?= $(wildcard ../shared/consul-k8s)
@@ -76,6 +81,10 @@ monitoring-test: ## Test the alerts and the dashboard with the libraries of Prom
 e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
 	go test -tags e2e -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
 	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts
+
+.PHONY: chaos
+chaos: debian $(CONSUL) $(ENVOYS) build ## Make random faults under load (CHAOS_TIME=10m CHAOS_SEED=123 CHAOS_ACTIONS=kill-usher,rotate-ca)
+	go test -tags e2e -count=1 -v -timeout 0 -run '^TestChaos$$' ./e2e/chaos
 
 .PHONY: kubernetes
 kubernetes: tools build $(HELM) ## Run the stories on the real Consul chart (CONSUL_K8S=DIR, E2E_FLAGS="-v -run NAME")

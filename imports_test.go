@@ -84,6 +84,7 @@ var allowed = map[string][]string{
 	"e2e":                 {"e2e/lab", "internal/memory", "internal/testing/apiserver", "internal/testing/browser", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/lab":             {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/conformance":     {"e2e/lab", "internal/resourcediff", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
+	"e2e/chaos":           {"e2e/lab", "internal/testing/testprocess"},
 	"e2e/bench":           {"internal/wire", "internal/testing/fakeenvoy"},
 }
 

@@ -37,6 +37,9 @@ type HAProxyOptions struct {
 	// Certificate is a file with a certificate and its key, for a balancer that
 	// ends the clients' TLS; "" for one that leaves the bytes alone.
 	Certificate string
+	// NoRetries ends a client's connection when a target refuses one, instead of
+	// trying again three times.
+	NoRetries bool
 }
 
 // HAProxy is a running HAProxy that balances TCP connections.
@@ -77,6 +80,9 @@ defaults
   timeout client 1m
   timeout server 1m
 `, b.socket)
+	if b.options.NoRetries {
+		fmt.Fprintln(&c, "  retries 0")
+	}
 	for _, port := range b.options.Ports {
 		fmt.Fprintf(&c, "listen port-%d\n  bind %s%s\n", port, b.options.Host.Addr(port), b.bindTLS())
 		for i, target := range b.options.Targets {

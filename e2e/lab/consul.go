@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
 	"testing"
 
 	"github.com/hashicorp/consul/api"
@@ -30,7 +31,10 @@ type ConsulOptions struct {
 	ACLs bool
 	// Join makes a client agent of that server; Secure is then the server's.
 	Join *Consul
-	Args []string // more arguments of `consul agent`
+	// Cluster are the hosts of all servers of the agent's cluster, which keeps its
+	// data on disk. Without it, a server is alone and has its data in memory.
+	Cluster []*Host
+	Args    []string // more arguments of `consul agent`
 }
 
 // Consul is a running agent, a server unless it joined one.
@@ -66,6 +70,29 @@ type Security struct {
 // StartConsul starts an agent and waits until it has a leader.
 func StartConsul(t *testing.T, o ConsulOptions) *Consul {
 	t.Helper()
+	a := launchConsul(t, o)
+	a.waitReady(t)
+	return a
+}
+
+// StartConsulCluster starts a server on each host, and waits until each has the same leader.
+func StartConsulCluster(t *testing.T, o ConsulOptions, hosts []*Host) []*Consul {
+	t.Helper()
+	o.Cluster = hosts
+	var servers []*Consul
+	for _, h := range hosts {
+		o.Host = h
+		servers = append(servers, launchConsul(t, o))
+	}
+	for _, a := range servers {
+		a.waitReady(t)
+	}
+	return servers
+}
+
+// launchConsul starts an agent and does not wait.
+func launchConsul(t *testing.T, o ConsulOptions) *Consul {
+	t.Helper()
 	a := &Consul{
 		Version:  o.Version,
 		Host:     o.Host,
@@ -87,15 +114,21 @@ func StartConsul(t *testing.T, o ConsulOptions) *Consul {
 
 	a.ConfigFile = WriteFile(t, testprocess.NewDir(t), "agent.json", a.config(t, o.Join))
 	args := []string{"agent", "-config-file", a.ConfigFile, "-bind", o.Host.IP.String(), "-client", "0.0.0.0", "-node", o.Host.Name}
-	if o.Join == nil {
-		args = append(args, "-dev")
-	} else {
+	switch {
+	case o.Join != nil:
 		args = append(args, "-data-dir", testprocess.NewDir(t), "-retry-join", o.Join.Host.IP.String())
+	case o.Cluster != nil:
+		args = append(args, "-server", "-data-dir", testprocess.NewDir(t), "-bootstrap-expect", strconv.Itoa(len(o.Cluster)),
+			"-hcl", "connect { enabled = true } performance { raft_multiplier = 1 }")
+		for _, h := range o.Cluster {
+			args = append(args, "-retry-join", h.IP.String())
+		}
+	default:
+		args = append(args, "-dev")
 	}
 	a.Process = testprocess.Start(t, testprocess.Command{
 		Name: "consul " + o.Version + " on " + o.Host.Name, Path: a.Binary, Args: append(args, o.Args...), Host: o.Host,
 	})
-	a.waitReady(t)
 	return a
 }
 

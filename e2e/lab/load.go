@@ -30,6 +30,7 @@ const (
 type Load struct {
 	Target  Request
 	Rate    int // requests a second
+	once    func(Request) (*ClientConn, error)
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
 	Started time.Time
@@ -82,15 +83,36 @@ func StartLoad(t *testing.T, target Request) *Load {
 // StartLoadAt is StartLoad with another number of requests a second.
 func StartLoadAt(t *testing.T, target Request, rate int) *Load {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	l := &Load{Target: target, Rate: rate, cancel: cancel, Started: time.Now(), slots: make(chan struct{}, loadInFlight)}
-	l.work.Go(func() { l.newConnections(ctx) })
+	l, ctx := newLoad(t, target, rate, once)
+	l.work.Go(func() { l.newConnections(ctx, rate/2) })
 	kept := min(loadKept, rate/4)
 	for i := range kept {
 		l.work.Go(func() { l.keptConnection(ctx, i, kept) })
 	}
-	t.Cleanup(l.Stop)
 	return l
+}
+
+// StartTCPLoad makes exchanges over TCP, each on a connection of its own, until Stop or
+// the end of the test. An exchange fails if check does.
+func StartTCPLoad(t *testing.T, target TCPExchange, rate int, check func(data, client string) error) *Load {
+	t.Helper()
+	l, ctx := newLoad(t, Request{From: target.From, To: target.To}, rate, func(Request) (*ClientConn, error) {
+		data, client, err := target.Do(context.Background())
+		if err == nil {
+			err = check(data, client)
+		}
+		return nil, err
+	})
+	l.work.Go(func() { l.newConnections(ctx, rate) })
+	return l
+}
+
+func newLoad(t *testing.T, target Request, rate int, once func(Request) (*ClientConn, error)) (*Load, context.Context) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &Load{Target: target, Rate: rate, once: once, cancel: cancel, Started: time.Now(), slots: make(chan struct{}, loadInFlight)}
+	t.Cleanup(l.Stop)
+	return l, ctx
 }
 
 // Stop ends the load and waits for the requests in flight.
@@ -150,10 +172,10 @@ func (l *Load) WantNoFailures(t *testing.T) {
 	}
 }
 
-// newConnections sends half of the load, each request on a new connection. It
-// keeps its rate however slow the answers are.
-func (l *Load) newConnections(ctx context.Context) {
-	l.everyTick(ctx, time.Second*2/time.Duration(l.Rate), 0, func() {
+// newConnections sends requests at a rate, each on a new connection. It keeps its rate
+// however slow the answers are.
+func (l *Load) newConnections(ctx context.Context, rate int) {
+	l.everyTick(ctx, time.Second/time.Duration(rate), 0, func() {
 		select {
 		case l.slots <- struct{}{}:
 		default:
@@ -163,7 +185,7 @@ func (l *Load) newConnections(ctx context.Context) {
 		l.work.Go(func() {
 			defer func() { <-l.slots }()
 			c, begin := l.next(), time.Now()
-			conn, err := once(c)
+			conn, err := l.once(c)
 			l.record(c, conn, begin, err)
 		})
 	})
@@ -218,11 +240,15 @@ func (l *Load) keptConnection(ctx context.Context, index, of int) {
 	})
 }
 
-// RoundTripOK makes one request; an answer other than 200 is an error.
+// RoundTripOK makes one request; an answer other than 200, or with another body than the
+// request wants, is an error.
 func (conn *ClientConn) RoundTripOK(c Request, connection string) error {
 	got, err := conn.RoundTrip(c, connection)
 	if err == nil && got.Status != http.StatusOK {
 		err = fmt.Errorf("status %d: %s", got.Status, strings.TrimSpace(got.Body))
+	}
+	if err == nil && c.WantBody != "" && got.Body != c.WantBody {
+		err = fmt.Errorf("the answer is %q, want %q", got.Body, c.WantBody)
 	}
 	return err
 }
@@ -249,7 +275,7 @@ func (conn *ClientConn) ClosedByServer() bool {
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// record records the result of a request. conn is nil if there was no connection.
+// record records the result of a request. conn is nil if there was no connection, or not one of HTTP.
 func (l *Load) record(c Request, conn *ClientConn, begin time.Time, err error) {
 	took := time.Since(begin)
 	l.Mu.Lock()
@@ -261,6 +287,10 @@ func (l *Load) record(c Request, conn *ClientConn, begin time.Time, err error) {
 		l.Failures = append(l.Failures, LoadFailure{
 			After: begin.Sub(l.Started), Took: took, Path: c.Path, Kept: kept, Cause: err.Error(),
 		})
+		return
+	}
+	if conn == nil {
+		l.Answered = append(l.Answered, LoadRequest{Path: c.Path, Opened: begin, Served: begin.Add(took)})
 		return
 	}
 	l.Answered = append(l.Answered, LoadRequest{Path: c.Path, Opened: conn.opened, Served: conn.served})

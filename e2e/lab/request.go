@@ -29,7 +29,7 @@ const ServiceHost = "static-server.ingress.consul"
 // PollPath is the path of requests that wait for a change.
 const PollPath = "/wait"
 
-// RequestTimeout is the longest that a client waits for its answer.
+// RequestTimeout is the longest that a client waits for its answer, unless its request says otherwise.
 const RequestTimeout = 5 * time.Second
 
 // Request is one HTTP request on a new connection.
@@ -42,6 +42,9 @@ type Request struct {
 	Source netip.AddrPort // of the connection; zero for the host's choice
 	Proxy  io.WriterTo    // written in front of the request; nil for none
 	TLS    *tls.Config    // nil for plain text; without a server name it is Host
+	// WantBody is the whole body that a load wants; "" for any.
+	WantBody string
+	Timeout  time.Duration // for the connection, and for each answer; RequestTimeout when 0
 }
 
 // Response is the response that the client got.
@@ -74,7 +77,7 @@ func (c Request) MustDo(t *testing.T) Response {
 // Connect opens a connection, writes the PROXY header and speaks TLS.
 func (c Request) Connect(ctx context.Context) (*ClientConn, error) {
 	opened := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, RequestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(c.Timeout, RequestTimeout))
 	defer cancel()
 	conn, err := c.From.DialFrom(ctx, c.Source, c.To)
 	if err != nil {
@@ -112,7 +115,7 @@ type ClientConn struct {
 
 // RoundTrip sends the request and reads its answer.
 func (conn *ClientConn) RoundTrip(c Request, connection string) (Response, error) {
-	if err := conn.SetDeadline(time.Now().Add(RequestTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(cmp.Or(c.Timeout, RequestTimeout))); err != nil {
 		return Response{}, err
 	}
 	_, sendErr := io.WriteString(conn, c.text(connection))
@@ -187,7 +190,8 @@ type TCPExchange struct {
 	To      string
 	Source  netip.AddrPort // zero for the host's choice
 	Headers []io.WriterTo
-	TLS     *tls.Config // nil for plain text
+	TLS     *tls.Config   // nil for plain text
+	Timeout time.Duration // RequestTimeout when 0
 }
 
 // Do sends the headers and the payload. It returns what came back between the
@@ -199,7 +203,7 @@ func (c TCPExchange) Do(ctx context.Context) (data, client string, err error) {
 		return "", "", err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(RequestTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(cmp.Or(c.Timeout, RequestTimeout))); err != nil {
 		return "", "", err
 	}
 	conn, sendErr := c.send(conn)

@@ -40,14 +40,15 @@ type Process struct {
 	Stdout string // path
 	Stderr string // path
 
-	cmd  *exec.Cmd
-	done chan struct{}
+	command Command
+	cmd     *exec.Cmd
+	done    chan struct{}
 }
 
 // Start starts a command.
 func Start(t *testing.T, c Command) *Process {
 	t.Helper()
-	p := &Process{Name: c.Name, Dir: NewDir(t), done: make(chan struct{})}
+	p := &Process{Name: c.Name, Dir: NewDir(t), command: c, done: make(chan struct{})}
 	p.Stdout = filepath.Join(p.Dir, "stdout")
 	p.Stderr = filepath.Join(p.Dir, "stderr")
 	p.cmd = c.in(context.Background(), p.Dir)
@@ -123,6 +124,12 @@ func (c Command) start(cmd *exec.Cmd) error {
 		return cmd.Start()
 	}
 	return c.Host.Do(cmd.Start)
+}
+
+// Again starts the same command once more, when this process has ended. Its HOME and its outputs are new.
+func (p *Process) Again(t *testing.T) *Process {
+	t.Helper()
+	return Start(t, p.command)
 }
 
 // Pid is the process's number.
