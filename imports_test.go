@@ -25,7 +25,7 @@ var allowed = map[string][]string{
 	"internal/configtree":          {"internal/problem"},
 	"internal/consulchart":         {"internal/configtree", "internal/problem"},
 	"internal/evidence":            {"internal/gateway", "internal/latest", "internal/settings"},
-	"internal/kubeapi":             {"internal/guard"},
+	"internal/kubeapi":             {"internal/filewatch", "internal/guard", "internal/problem", "internal/retry"},
 	"internal/loadbalancer":        {"internal/evidence", "internal/gateway", "internal/kubeapi", "internal/problem", "internal/settings", "internal/guard", "internal/latest"},
 	"internal/reportkey":           {"internal/evidence", "internal/kubeapi", "internal/problem", "internal/retry"},
 	"internal/probe":               {},

@@ -9,10 +9,10 @@ import (
 
 	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
-	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/evidence"
+	"github.com/usherproxy/usher/internal/kubeapi"
 	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/reportkey"
@@ -30,7 +30,7 @@ type connectionReports struct {
 // newReports returns an empty store, and the key that the flags give. With --connection-report-key-secret, it waits a few
 // seconds for the API server, so that listeners do not change right after the start.
 func (o serveOptions) newReports(
-	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, kubernetes rest.Interface,
+	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, kubernetes *kubeapi.Client,
 ) (connectionReports, error) {
 	r := connectionReports{store: evidence.NewStore(metrics)}
 	switch {

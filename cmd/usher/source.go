@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/internal/configdir"
@@ -90,6 +89,7 @@ func (o serveOptions) newConsulSource(
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("--token-review: %w", err)
 		}
+		authorizer.kubernetes = kubernetes
 		reviewer := tokenreview.New(tokenreview.Options{Client: kubernetes, Logger: log, StaleIfError: o.staleIfError})
 		authorizer.pods = newPodCheck(reviewer, client)
 	}
@@ -102,25 +102,28 @@ type balancerSource interface {
 	warner
 }
 
-// newKubernetesSources returns what Envoys report, whose key Kubernetes may have, and the source of load balancers; nil
-// outside Kubernetes.
+// kubernetesSources are what Usher gets from Kubernetes. Outside of it, client and balancers are nil.
+type kubernetesSources struct {
+	client    *kubeapi.Client
+	reports   connectionReports // what Envoys report; Kubernetes may have the key
+	balancers balancerSource
+}
+
 func (o serveOptions) newKubernetesSources(
 	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
-) (connectionReports, balancerSource, error) {
-	client, err := o.connectKubernetes()
-	if err != nil {
-		return connectionReports{}, nil, err
+) (k kubernetesSources, err error) {
+	if k.client, err = o.connectKubernetes(); err != nil {
+		return k, err
 	}
-	reports, err := o.newReports(ctx, log, metrics, problems, client)
-	if err != nil {
-		return connectionReports{}, nil, err
+	if k.reports, err = o.newReports(ctx, log, metrics, problems, k.client); err != nil {
+		return k, err
 	}
-	balancers, err := o.newBalancers(client, log, metrics, reports.shown())
-	return reports, balancers, err
+	k.balancers, err = o.newBalancers(k.client, log, metrics, k.reports.shown())
+	return k, err
 }
 
 // connectKubernetes returns a client of the API server; nil outside Kubernetes.
-func (o serveOptions) connectKubernetes() (rest.Interface, error) {
+func (o serveOptions) connectKubernetes() (*kubeapi.Client, error) {
 	client, err := kubeapi.Connect(o.kubeconfig)
 	if errors.Is(err, kubeapi.ErrNotInCluster) {
 		return nil, nil
@@ -130,7 +133,7 @@ func (o serveOptions) connectKubernetes() (rest.Interface, error) {
 
 // newBalancers returns the source of load balancers in Kubernetes; nil outside it.
 func (o serveOptions) newBalancers(
-	client rest.Interface, log *slog.Logger, metrics prometheus.Registerer, shown loadbalancer.EvidenceSource,
+	client *kubeapi.Client, log *slog.Logger, metrics prometheus.Registerer, shown loadbalancer.EvidenceSource,
 ) (balancerSource, error) {
 	var record types.NamespacedName
 	if o.balancerRecord != "" {
@@ -165,6 +168,8 @@ type consulAuthorizer struct {
 	consul *consul.Authorizer
 	pods   *podCheck // may be nil
 	client *consul.Client
+	// kubernetes is what pods asks; nil without pods.
+	kubernetes *kubeapi.Client
 }
 
 // close ends all logins at Consul, Usher's own last.

@@ -56,7 +56,7 @@ func Update[T any, P interface {
 }
 
 func (o Object) request(r *rest.Request) *rest.Request {
-	return r.Namespace(o.At.Namespace).Resource(strings.ToLower(o.Kind) + "s").Name(o.At.Name)
+	return r.Namespace(o.At.Namespace).Resource(strings.ToLower(o.Kind) + "s").Name(o.At.Name).MaxRetries(0)
 }
 
 // String names the object in problems.

@@ -274,7 +274,7 @@ func (r *reconciler) mustRecord(last serviceState) bool {
 func (r *reconciler) readEvent() *serviceIntent {
 	switch {
 	case r.event.err != nil:
-		r.problems = r.unknown(kubeapi.Explain(r.event.err, "get, list and watch on this Service (docs/kubernetes-role.yaml)"))
+		r.problems = r.unknown(kubeapi.Explain(r.event.err, serviceRights))
 		return nil
 	case r.event.service == nil:
 		r.problems = r.unknown("Consul's catalog names this Service for the gateway, but this Kubernetes cluster has none; " +
@@ -283,8 +283,17 @@ func (r *reconciler) readEvent() *serviceIntent {
 	}
 	intent := readIntent(r.event.service)
 	r.problems = intent.problems
+	if r.event.late != nil {
+		r.problems = append(r.problems, problem.Problem{
+			Where: r.id.String(),
+			What:  kubeapi.Explain(r.event.late, serviceRights) + ". Usher can read this Service and not watch it, so listeners follow a change a few seconds late",
+		})
+	}
 	return &intent
 }
+
+// serviceRights are what Usher needs.
+const serviceRights = "get, list and watch on this Service (docs/kubernetes-role.yaml)"
 
 // unknown returns the problem of why it is unknown what the Service asks for.
 func (r *reconciler) unknown(why string) []problem.Problem {

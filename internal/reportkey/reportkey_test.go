@@ -204,7 +204,7 @@ func TestAttemptsEnd(t *testing.T) {
 	if got := s.Attempt(t.Context()); !got.IsZero() {
 		t.Error("there is a key")
 	}
-	if found := <-problems; len(found) != 1 || !strings.Contains(found[0].String(), "the API server cannot be reached: context deadline exceeded") {
+	if found := <-problems; len(found) != 1 || !strings.Contains(found[0].String(), "the API server does not answer in time") {
 		t.Errorf("problems %v", found)
 	}
 	stopped, cancel := context.WithCancel(t.Context())
