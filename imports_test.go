@@ -55,6 +55,7 @@ var allowed = map[string][]string{
 	"internal/redaction":           {},
 	"internal/requestbytes":        {},
 	"internal/retry":               {},
+	"internal/statedir":            {},
 	"internal/wire":                {},
 	"internal/testing/apiserver":   {"internal/testing/testprocess"},
 	"internal/testing/browser":     {"internal/testing/testprocess"},

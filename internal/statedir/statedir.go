@@ -1,0 +1,299 @@
+// Package statedir keeps what Usher has to know after a restart in files of one directory. It knows files, and not what
+// is in them.
+//
+// A file is never changed: Write makes a new one and renames it. Read returns exactly what Write was given, or an error.
+// A file that is not as Write left it is set aside under another name, so that an administrator can look at it.
+package statedir
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	suffix     = ".state" // of the name of every file that Write makes
+	tempPrefix = ".tmp-"  // of the names of files that Write has not finished
+	badInfix   = ".bad-"  // between the name of a file that is set aside and the time
+	lockName   = ".lock"
+	keptBad    = 3         // how many files that were set aside stay, for each name
+	maxSize    = 256 << 20 // of a file, in bytes
+	// MinKey is the least length of a key, in bytes.
+	MinKey = 16
+)
+
+// Dir is an open state directory. Its methods may be called at the same time, for one name only one after the other.
+type Dir struct {
+	path string
+	key  []byte // empty: files are not encrypted
+
+	mu   sync.Mutex // guards lock
+	lock *os.File   // nil after Close
+}
+
+// Open opens the directory at path, and creates it if there is none. It removes what an earlier process has not
+// finished. key encrypts the files; with nil they are not encrypted. While the directory is open, another Open of it
+// returns an error, also in other processes.
+func Open(path string, key []byte) (*Dir, error) {
+	if len(key) > 0 && len(key) < MinKey {
+		return nil, fmt.Errorf("the key of the state directory has %d bytes; use one of at least %d random bytes (openssl rand -base64 32)", len(key), MinKey)
+	}
+	lock, err := lockDir(path)
+	if err != nil {
+		return nil, err
+	}
+	d := &Dir{path: path, key: slices.Clone(key), lock: lock}
+	if err := d.removeUnfinished(); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// lockDir returns the locked file that shows that a directory is in use.
+func lockDir(path string) (*os.File, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w; let the user that runs usher create it, or name another one", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("state directory %s: other users may write to it (mode %04o), and could give Usher forged state; chmod 0700 %[1]s", path, info.Mode().Perm())
+	}
+	lock, err := os.OpenFile(filepath.Join(path, lockName), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w; let the user that runs usher write to it", err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("state directory %s: another Usher uses it (%w); give each Usher its own directory", path, err)
+	}
+	return lock, nil
+}
+
+func (d *Dir) removeUnfinished() error {
+	list, err := os.ReadDir(d.path)
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	for _, entry := range list {
+		if strings.HasPrefix(entry.Name(), tempPrefix) {
+			if err := os.Remove(d.file(entry.Name())); err != nil {
+				return fmt.Errorf("state directory: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Close ends the use of the directory. Calls of the other methods after it return an error.
+func (d *Dir) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lock == nil {
+		return nil
+	}
+	err := d.lock.Close()
+	d.lock = nil
+	return err
+}
+
+// Path returns the path that the directory was opened with.
+func (d *Dir) Path() string { return d.path }
+
+// Encrypted reports whether the files are encrypted.
+func (d *Dir) Encrypted() bool { return len(d.key) > 0 }
+
+func (d *Dir) file(name string) string { return filepath.Join(d.path, name) }
+
+// names matches the names that Write takes.
+var names = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._~-]{0,127}$`)
+
+// check returns an error unless the name is one that Write takes and the directory is the locked one. If the directory
+// was removed or replaced, check locks the new one, and returns an error once: the caller has to write all files again.
+func (d *Dir) check(name string) error {
+	if !names.MatchString(name) {
+		return fmt.Errorf("state file %q: the name has other characters than letters, digits, and ._~-, or is too long", name)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lock == nil {
+		return errors.New("the state directory is closed")
+	}
+	locked, err := d.lock.Stat()
+	if err != nil {
+		return err
+	}
+	if now, err := os.Lstat(d.file(lockName)); err == nil && os.SameFile(now, locked) {
+		return nil
+	}
+	lock, err := lockDir(d.path)
+	if err != nil {
+		return err
+	}
+	d.lock.Close()
+	d.lock = lock
+	return fmt.Errorf("state directory %s: it was removed or replaced while Usher ran; Usher writes all files again", d.path)
+}
+
+// Write stores the payload under a name, in place of an earlier one. When it returns nil, the payload is on the disk.
+// After an error, the earlier one is still there.
+func (d *Dir) Write(name string, payload []byte) error {
+	if err := d.check(name); err != nil {
+		return err
+	}
+	if len(payload) > maxSize/2 {
+		return fmt.Errorf("state file %s: it would have %d bytes, more than the limit of %d", d.file(name+suffix), len(payload), maxSize/2)
+	}
+	text, err := encode(name, time.Now(), payload, d.key)
+	if err != nil {
+		return err
+	}
+	return d.replace(name, text)
+}
+
+// replace replaces a file by one with another content.
+func (d *Dir) replace(name string, text []byte) error {
+	file, err := os.CreateTemp(d.path, tempPrefix+name+"-*") // with the mode 0600
+	if err != nil {
+		return err
+	}
+	err = writeAndSync(file, text)
+	if err == nil {
+		err = os.Rename(file.Name(), d.file(name+suffix))
+	}
+	if err != nil {
+		os.Remove(file.Name()) //nolint:errcheck // the next Open removes it
+		return err
+	}
+	return d.sync()
+}
+
+func writeAndSync(file *os.File, text []byte) error {
+	_, err := file.Write(text)
+	if err == nil {
+		err = file.Sync()
+	}
+	if closed := file.Close(); err == nil {
+		err = closed
+	}
+	return err
+}
+
+// sync puts what was renamed and removed on the disk.
+func (d *Dir) sync() error {
+	dir, err := os.Open(d.path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// Read returns what Write stored under a name last, and when. If there is nothing, the error is fs.ErrNotExist. A file
+// that cannot be used is set aside, and the error says why.
+func (d *Dir) Read(name string) (payload []byte, written time.Time, err error) {
+	if err := d.check(name); err != nil {
+		return nil, time.Time{}, err
+	}
+	path := d.file(name + suffix)
+	text, err := readFile(path)
+	if bad, ok := errors.AsType[badFile](err); ok {
+		return nil, time.Time{}, d.setAside(name, bad)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, time.Time{}, fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, time.Time{}, fmt.Errorf("state file: %w; Usher does without it; let the user that runs usher read it", err)
+	}
+	payload, written, err = decode(name, text, d.key)
+	if bad, ok := errors.AsType[badFile](err); ok {
+		return nil, time.Time{}, d.setAside(name, bad)
+	}
+	return payload, written, err
+}
+
+// readFile returns the content of a regular file that only its owner can read and write. It follows no link.
+func readFile(path string) ([]byte, error) {
+	// O_NONBLOCK keeps the open of a FIFO from waiting for a writer.
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENXIO) {
+		return nil, badFile("it is no regular file")
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, badFile("it is no regular file")
+	case info.Mode().Perm()&0o077 != 0:
+		return nil, badFile(fmt.Sprintf("other users may read or write it (mode %04o)", info.Mode().Perm()))
+	case info.Size() > maxSize:
+		return nil, badFile(fmt.Sprintf("it has more than %d bytes", maxSize))
+	}
+	return io.ReadAll(io.LimitReader(file, maxSize))
+}
+
+// setAside renames a file that cannot be used, and returns the error that says so. It removes the oldest files that were
+// set aside if there are many.
+func (d *Dir) setAside(name string, why badFile) error {
+	path := d.file(name + suffix)
+	aside := path + badInfix + time.Now().UTC().Format("20060102T150405.000000000Z")
+	if err := os.Rename(path, aside); err != nil {
+		return fmt.Errorf("state file %s: %w; Usher does not use it, and cannot rename it: %w; remove it", path, why, err)
+	}
+	if list, err := filepath.Glob(path + badInfix + "*"); err == nil && len(list) > keptBad {
+		slices.Sort(list)
+		for _, old := range list[:len(list)-keptBad] {
+			os.RemoveAll(old) //nolint:errcheck // the next one that is set aside tries again
+		}
+	}
+	return fmt.Errorf("state file %s: %w; Usher does not use it, and has renamed it to %s; remove that when you have seen it", path, why, aside)
+}
+
+// Names returns the names of all files, sorted.
+func (d *Dir) Names() ([]string, error) {
+	list, err := os.ReadDir(d.path) // sorted
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, entry := range list {
+		if name, ok := strings.CutSuffix(entry.Name(), suffix); ok && names.MatchString(name) {
+			found = append(found, name)
+		}
+	}
+	slices.Sort(found)
+	return found, nil
+}
+
+// Remove removes the file of a name. It is no error if there is none.
+func (d *Dir) Remove(name string) error {
+	if err := d.check(name); err != nil {
+		return err
+	}
+	err := os.Remove(d.file(name + suffix))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return d.sync()
+}
