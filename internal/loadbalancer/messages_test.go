@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/usherproxy/usher/internal/evidence"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/testing/messages"
 )
@@ -103,7 +104,10 @@ func messagesOfEvents(t *testing.T) []string {
 	for _, err := range []error{apierrors.NewNotFound(schema.GroupResource{}, ""), forbidden} {
 		lines = append(lines, configMap.problem(err).String())
 	}
-	return lines
+	m := newFakeMemory()
+	m.payload = []byte("{")
+	newMemory(m, gateway.ID{Name: "edge"}, edge, r.Logger).restore(start)
+	return append(lines, notRemembered(errors.New("the disk is full")).String())
 }
 
 // messagesOfEvidence returns what a listener reports whose Service switches headers on, and one that is off.

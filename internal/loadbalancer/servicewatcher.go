@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -39,6 +40,7 @@ type serviceWatcher struct {
 	log    *slog.Logger
 	id     gateway.KubernetesService
 	events latest.Value[serviceEvent]
+	mu     sync.Mutex // guards events against overlapping calls of Put
 }
 
 const (
@@ -65,9 +67,9 @@ func (w *serviceWatcher) run(ctx context.Context) {
 		case err == nil && time.Since(round.watching) >= calmWatch:
 			failures = 1
 		case err != nil && !round.wasRead:
-			w.events.Put(serviceEvent{err: err})
+			w.put(serviceEvent{err: err})
 		case err != nil && failures > 1: // the first one may be the end of the API server, which the next read shows
-			w.events.Put(serviceEvent{service: round.service, late: err})
+			w.put(serviceEvent{service: round.service, late: err})
 		}
 		select {
 		case <-ctx.Done():
@@ -104,7 +106,7 @@ func (r *watchRound) run(ctx context.Context, w *serviceWatcher) error {
 	timer.Reset(lasts + requestTimeout) // should the server not end it
 	defer events.Stop()
 	r.watching = time.Now()
-	w.events.Put(serviceEvent{service: r.service})
+	w.put(serviceEvent{service: r.service})
 	for e := range events.ResultChan() {
 		s, ok := e.Object.(*corev1.Service)
 		switch {
@@ -113,10 +115,10 @@ func (r *watchRound) run(ctx context.Context, w *serviceWatcher) error {
 		case !ok || s.Name != w.id.Name: // an API server that does not know the selector sends all Services
 		case e.Type == watch.Added, e.Type == watch.Modified:
 			r.service = s
-			w.events.Put(serviceEvent{service: s})
+			w.put(serviceEvent{service: s})
 		case e.Type == watch.Deleted:
 			r.service = nil
-			w.events.Put(serviceEvent{})
+			w.put(serviceEvent{})
 		}
 	}
 	return nil
@@ -124,8 +126,7 @@ func (r *watchRound) run(ctx context.Context, w *serviceWatcher) error {
 
 // read reads the Service, and returns the version to watch from. While the answer is late, that is an event.
 func (r *watchRound) read(ctx context.Context, w *serviceWatcher) (version string, err error) {
-	late := time.AfterFunc(kubeapi.AnswerTimeout, func() { w.events.Put(serviceEvent{err: kubeapi.ErrNoAnswer}) })
-	defer late.Stop()
+	defer w.putLate()()
 	ctx, cancel := context.WithTimeoutCause(ctx, requestTimeout, kubeapi.ErrNoAnswer)
 	defer cancel()
 	var list corev1.ServiceList
@@ -136,6 +137,30 @@ func (r *watchRound) read(ctx context.Context, w *serviceWatcher) (version strin
 		r.service = &list.Items[i]
 	}
 	return list.ResourceVersion, nil
+}
+
+func (w *serviceWatcher) put(e serviceEvent) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events.Put(e)
+}
+
+// putLate puts an event if the function that it returns is not called in time.
+func (w *serviceWatcher) putLate() (answered func()) {
+	over := false
+	late := time.AfterFunc(kubeapi.AnswerTimeout, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if !over {
+			w.events.Put(serviceEvent{err: kubeapi.ErrNoAnswer})
+		}
+	})
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		over = true
+		late.Stop()
+	}
 }
 
 // request returns a request for the Service by its name.
