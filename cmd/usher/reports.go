@@ -48,7 +48,7 @@ func (o serveOptions) newReports(
 			Client: kubernetes, Logger: log, Secret: name,
 			Report: func(found []problem.Problem) { problems.Report("the key of connection reports", found) },
 		})
-		r.key = r.secret.Attempt(ctx)
+		r.key = r.secret.Start(ctx)
 	default:
 		var err error
 		if r.key, err = o.reportKey(); err != nil {
