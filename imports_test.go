@@ -34,7 +34,7 @@ var allowed = map[string][]string{
 	"internal/statuspage":          {"internal/inflight", "internal/status"},
 	"internal/status":              {"internal/problem"},
 	"internal/csds":                {"xds", "internal/resourcediff"},
-	"internal/tokenreview":         {},
+	"internal/tokenreview":         {"internal/kubeapi", "internal/problem"},
 	"internal/admission":           {"internal/guard"},
 	"internal/controlplane":        {"listeners", "xds", "internal/evidence", "internal/gateway", "internal/problem", "internal/settings", "internal/status", "internal/guard", "internal/latest", "internal/ordered", "internal/retry"},
 	"internal/dataplane":           {"xds", "internal/guard", "internal/requestbytes", "internal/wire", "internal/inflight"},

@@ -90,7 +90,10 @@ func (o serveOptions) newConsulSource(
 			return nil, nil, nil, fmt.Errorf("--token-review: %w", err)
 		}
 		authorizer.kubernetes = kubernetes
-		reviewer := tokenreview.New(tokenreview.Options{Client: kubernetes, Logger: log, StaleIfError: o.staleIfError})
+		reviewer := tokenreview.New(tokenreview.Options{
+			Client: kubernetes, Logger: log, StaleIfError: o.staleIfError,
+			Report: func(found []problem.Problem) { problems.ReportLogged("token reviews", found) },
+		})
 		authorizer.pods = newPodCheck(reviewer, client)
 	}
 	return consul.NewWatcher(client, consul.WatcherOptions{}), authorizer, client, nil
