@@ -194,10 +194,14 @@ func (r *Reviewer) noteFailure(err error) {
 
 // problem returns the problem for a review without an answer.
 func (r *Reviewer) problem(err error) problem.Problem {
+	why := err.Error() // reviewError has added what to do
+	if !apierrors.IsForbidden(err) {
+		why = kubeapi.Explain(err, "")
+	}
 	return problem.Problem{
 		Where: "Kubernetes TokenReviews (--token-review)",
-		What: kubeapi.Explain(err, "the right to create tokenreviews (ClusterRole system:auth-delegator)") + ". Meanwhile, Envoys whose tokens were accepted before " +
-			"may connect for " + r.options.StaleIfError.String() + ", and others are refused",
+		What: why + ". Meanwhile, Envoys whose tokens were accepted before may connect for " + r.options.StaleIfError.String() +
+			", and others are refused",
 	}
 }
 
