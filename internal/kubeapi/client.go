@@ -6,12 +6,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"sync/atomic"
@@ -25,6 +28,7 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/klog/v2"
 
@@ -134,6 +138,13 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 	if _, err := filewatch.ReadFile(kubeconfig); err != nil { // nothing but a file of a reasonable size
 		return nil, &fileError{kubeconfig, err}
 	}
+	if raw, err := clientcmd.LoadFromFile(kubeconfig); err == nil { // client-go says of a missing file not always which
+		for _, path := range namedFiles(raw, kubeconfig) {
+			if _, err := filewatch.ReadFile(path); err != nil {
+				return nil, &fileError{path, err}
+			}
+		}
+	}
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, &fileError{kubeconfig, err}
@@ -141,10 +152,31 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 	return config, nil
 }
 
+// namedFiles returns the paths of the files that the current context of a kubeconfig names.
+func namedFiles(raw *clientcmdapi.Config, kubeconfig string) []string {
+	var paths []string
+	if c := raw.Contexts[raw.CurrentContext]; c != nil {
+		if cluster := raw.Clusters[c.Cluster]; cluster != nil && len(cluster.CertificateAuthorityData) == 0 {
+			paths = append(paths, cluster.CertificateAuthority)
+		}
+		if user := raw.AuthInfos[c.AuthInfo]; user != nil {
+			paths = append(paths, user.TokenFile, user.ClientCertificate, user.ClientKey)
+		}
+	}
+	paths = slices.DeleteFunc(paths, func(path string) bool { return path == "" })
+	for i, path := range paths {
+		if !filepath.IsAbs(path) {
+			paths[i] = filepath.Join(filepath.Dir(kubeconfig), path)
+		}
+	}
+	return paths
+}
+
 // loadFiles puts the content of the files that a configuration names into it, and returns their paths. client-go would read
 // some of them every few minutes only.
 func loadFiles(c *rest.Config) (paths []string, err error) {
 	var token []byte
+	ca, cert := c.CAFile, c.CertFile
 	for _, f := range []struct {
 		path *string
 		data *[]byte
@@ -168,6 +200,14 @@ func loadFiles(c *rest.Config) (paths []string, err error) {
 	if len(token) > 0 {
 		c.BearerToken = string(bytes.TrimSpace(token))
 	}
+	if err == nil && ca != "" && !x509.NewCertPool().AppendCertsFromPEM(c.CAData) {
+		err = &fileError{ca, errNoCertificate}
+	}
+	if err == nil && cert != "" {
+		if _, pairErr := tls.X509KeyPair(c.CertData, c.KeyData); pairErr != nil {
+			err = &fileError{cert, pairErr}
+		}
+	}
 	return paths, err
 }
 
@@ -177,7 +217,10 @@ type fileError struct {
 	err  error
 }
 
-var errEmpty = errors.New("it is empty")
+var (
+	errEmpty         = errors.New("it is empty")
+	errNoCertificate = errors.New("it has no certificate in PEM")
+)
 
 // Error implements error.
 func (e *fileError) Error() string { return "kubernetes: " + e.path + ": " + e.cause() }

@@ -121,7 +121,7 @@ func TestClientFollowsItsFiles(t *testing.T) {
 	}
 	for _, change := range []struct{ file, good, bad, problem string }{
 		{"token", "two", " \n", "/token: it cannot be used: it is empty"},
-		{"ca", f.ca("second") + f.ca("first"), "garbage", "unable to parse bytes as PEM block"},
+		{"ca", f.ca("second") + f.ca("first"), "garbage", "/ca: it cannot be used: it has no certificate in PEM"},
 		{"kubeconfig", f.kubeconfig("second"), "{", "kubeconfig"},
 		{"ca", f.ca("second"), "", "/ca: it cannot be used: it is empty"},
 	} {
