@@ -14,7 +14,7 @@ const module = "github.com/usherproxy/usher/"
 // from watch to server are strangers to each other; internal/controlplane joins
 // them.
 var allowed = map[string][]string{
-	"consul":                       {"internal/gateway", "internal/problem", "internal/settings", "internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/inflight", "internal/retry"},
+	"consul":                       {"internal/gateway", "internal/problem", "internal/settings", "internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/inflight", "internal/retry", "internal/statedir"},
 	"listeners":                    {"internal/accesslog", "internal/envoy", "internal/evidence", "internal/gateway", "internal/problem", "internal/settings", "internal/ordered"},
 	"xds":                          {"internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/problem", "internal/redaction", "internal/requestbytes", "internal/wire"},
 	"internal/gateway":             {"internal/problem", "internal/settings", "internal/ordered"},
@@ -69,8 +69,8 @@ var allowed = map[string][]string{
 	"cmd/usher": {
 		"consul", "xds",
 		"internal/accesslog", "internal/adminport", "internal/admission", "internal/bootstrap", "internal/configdir", "internal/configfile", "internal/consulchart", "internal/controlplane", "internal/csds", "internal/cutover",
-		"internal/dataplane", "internal/demo", "internal/doctor", "internal/doctor/collect", "internal/envoyadmin", "internal/evidence", "internal/gateway", "internal/guard", "internal/inflight", "internal/kubeapi", "internal/latest",
-		"internal/loadbalancer", "internal/probe", "internal/problem", "internal/redaction", "internal/reportkey", "internal/resourcediff", "internal/settings", "internal/status", "internal/statuspage", "internal/supportbundle",
+		"internal/dataplane", "internal/demo", "internal/doctor", "internal/doctor/collect", "internal/envoyadmin", "internal/evidence", "internal/filewatch", "internal/gateway", "internal/guard", "internal/inflight", "internal/kubeapi", "internal/latest",
+		"internal/loadbalancer", "internal/probe", "internal/problem", "internal/redaction", "internal/reportkey", "internal/resourcediff", "internal/settings", "internal/statedir", "internal/status", "internal/statuspage", "internal/supportbundle",
 		"internal/tokenreview",
 	},
 	"tools/settings-doc":  {"internal/settings"},

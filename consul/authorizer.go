@@ -3,7 +3,6 @@ package consul
 import (
 	"context"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -60,7 +59,6 @@ type aclCheck struct {
 const (
 	refusalTime = 10 * time.Second // how long it remembers a refusal
 	maxRefusals = 4096
-	maxAllowed  = 65_536
 )
 
 // How many ACL checks run at the same time over plain HTTP, where each holds a connection. Over other schemes there may
@@ -84,17 +82,14 @@ var (
 // methods are safe for concurrent use. Use NewAuthorizer.
 type Authorizer struct {
 	client       *Client
-	staleIfError time.Duration
-	bearers      *bearerLogins  // nil: no bearer token is accepted
-	key          [hashSize]byte // of the hashes
+	bearers      *bearerLogins // nil: no bearer token is accepted
 	refused      *lru.Cache[aclKey, refusal]
-	allowed      *lru.Cache[aclKey, time.Time]
+	allowed      *allowances
 	running      singleflight.Group
 	newCallers   *inflight.CallerLimit[string] // by address
 	knownCallers inflight.Limit
 
 	mu        sync.Mutex
-	aclsOffAt time.Time // when Consul last answered that its ACLs are off
 	usesStale bool      // the last check had no result, and a remembered one was used
 	loggedAt  time.Time // when that was last logged
 }
@@ -116,34 +111,36 @@ type AuthorizerOptions struct {
 	// StaleIfError is for how long it allows the callers that Consul has allowed, while Consul does not answer (the name is
 	// from RFC 5861). If it is 0, it allows none.
 	StaleIfError time.Duration
+	// Store keeps hashes of these callers, so that the next process knows them, too. Nil: it knows none.
+	Store Store
 	// BearerAuthMethod is the auth method at which bearer tokens are exchanged for Consul tokens. If it is empty, bearer
 	// tokens are refused.
 	BearerAuthMethod string
 }
 
-// NewAuthorizer returns an Authorizer. If it accepts bearer tokens, it needs Run and Close.
+// NewAuthorizer returns an Authorizer. If it accepts bearer tokens or has a Store, it needs Run and Close.
 func NewAuthorizer(c *Client, o AuthorizerOptions) *Authorizer {
 	factor := 1
 	if c.maxConnections() == 0 {
 		factor = checksFactorTLS
 	}
 	a := &Authorizer{
-		client: c, staleIfError: o.StaleIfError,
+		client: c, allowed: newAllowances(o.Store, o.StaleIfError, c.logger),
 		newCallers:   inflight.NewCallerLimit[string](factor*newCallerChecks, factor*newCallerChecksPerAddress),
 		knownCallers: make(inflight.Limit, factor*knownCallerChecks),
 	}
-	_, _ = rand.Read(a.key[:]) // never fails
-	// New fails only for sizes below 1.
-	a.refused, _ = lru.New[aclKey, refusal](maxRefusals)
-	a.allowed, _ = lru.New[aclKey, time.Time](maxAllowed)
+	a.refused, _ = lru.New[aclKey, refusal](maxRefusals) // fails only for sizes below 1
 	if o.BearerAuthMethod != "" {
 		a.bearers = newBearerLogins(c, o.BearerAuthMethod)
 	}
 	return a
 }
 
-// Run ends the logins for bearer tokens when they are no longer needed, until ctx ends.
+// Run ends the logins for bearer tokens when they are no longer needed, and writes to the Store, until ctx ends.
 func (a *Authorizer) Run(ctx context.Context) error {
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	parts.Go(func() { a.allowed.run(ctx) })
 	if a.bearers != nil {
 		a.bearers.run(ctx)
 	}
@@ -151,8 +148,10 @@ func (a *Authorizer) Run(ctx context.Context) error {
 	return nil
 }
 
-// Close ends all logins for bearer tokens, after Run and the last Authorize. It takes a few seconds at most.
+// Close writes to the Store and ends all logins for bearer tokens, after Run and the last Authorize. It takes a few seconds
+// at most.
 func (a *Authorizer) Close() {
+	a.allowed.save()
 	if a.bearers != nil {
 		a.bearers.close()
 	}
@@ -187,7 +186,7 @@ func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) e
 		return err
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case a.wasAllowed(key) && !errors.Is(err, errTooManyChecks):
+	case a.allowed.counts(key) && !errors.Is(err, errTooManyChecks):
 		a.useStale(err)
 		return nil
 	}
@@ -232,26 +231,23 @@ func (a *Authorizer) keyOf(who Caller, id gateway.ID) aclKey {
 func (a *Authorizer) bearerKeyOf(who Caller) bearerKey { return bearerKey(a.hash(who.Bearer)) }
 
 func (a *Authorizer) hash(parts ...string) [hashSize]byte {
-	h := hmac.New(sha256.New, a.key[:])
+	h := hmac.New(sha256.New, a.allowed.key[:])
 	for _, part := range parts {
 		fmt.Fprintf(h, "%d:%s", len(part), part)
 	}
 	return [hashSize]byte(h.Sum(nil))
 }
 
-// allow remembers that Consul allows the key. If ACLs are off, it remembers only that: otherwise a caller could fill
-// the memory with names that it makes up.
+// allow remembers that Consul allows the key.
 func (a *Authorizer) allow(key aclKey, off bool) {
 	a.count("allowed")
 	a.refused.Remove(key)
+	a.allowed.setACLsOff(off)
+	if !off {
+		a.allowed.add(key)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if off {
-		a.aclsOffAt = time.Now()
-	} else {
-		a.aclsOffAt = time.Time{}
-		a.allowed.Add(key, time.Now())
-	}
 	if a.usesStale {
 		a.usesStale = false
 		a.client.logger.Info("consul answers ACL checks again", "consul", a.client.Address())
@@ -260,22 +256,9 @@ func (a *Authorizer) allow(key aclKey, off bool) {
 
 func (a *Authorizer) refuse(key aclKey, err error) {
 	a.count("denied")
-	a.mu.Lock()
-	a.aclsOffAt = time.Time{}
-	a.mu.Unlock()
-	a.allowed.Remove(key)
+	a.allowed.setACLsOff(false)
+	a.allowed.remove(key)
 	a.refused.Add(key, refusal{err: err, until: time.Now().Add(refusalTime)})
-}
-
-// wasAllowed reports whether Consul has allowed the key within staleIfError.
-func (a *Authorizer) wasAllowed(key aclKey) bool {
-	a.mu.Lock()
-	at := a.aclsOffAt
-	a.mu.Unlock()
-	if own, ok := a.allowed.Peek(key); ok && own.After(at) {
-		at = own
-	}
-	return !at.IsZero() && time.Since(at) < a.staleIfError
 }
 
 // useStale logs that remembered results are used: once for an outage, and at most once a minute.
@@ -286,14 +269,14 @@ func (a *Authorizer) useStale(err error) {
 	if !a.usesStale && time.Since(a.loggedAt) > time.Minute {
 		a.usesStale, a.loggedAt = true, time.Now()
 		a.client.logger.Warn("consul does not answer ACL checks; Envoys that it allowed before may still connect, others are refused",
-			"consul", a.client.Address(), "at_most", a.staleIfError, "error", err)
+			"consul", a.client.Address(), "at_most", a.allowed.maxAge, "error", err)
 	}
 }
 
 // checkOnce checks with Consul. Equal checks that run at the same time share one result.
 func (a *Authorizer) checkOnce(ctx context.Context, key aclKey, who Caller, id gateway.ID) error {
-	known, timeout := who.Again || a.wasAllowed(key), authorizeTimeout
-	if a.wasAllowed(key) {
+	known, timeout := who.Again || a.allowed.counts(key), authorizeTimeout
+	if a.allowed.counts(key) {
 		timeout = authorizeAgainTimeout
 	}
 	for {

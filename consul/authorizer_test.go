@@ -70,21 +70,21 @@ func (s *tokenServer) questions() int {
 }
 
 // serveTokens serves until the test ends.
-func serveTokens(t *testing.T, s *tokenServer, staleIfError time.Duration) (*Authorizer, *strings.Builder) {
+func serveTokens(t *testing.T, s *tokenServer, o AuthorizerOptions) (*Authorizer, *strings.Builder) {
 	t.Helper()
 	server := httptest.NewServer(s)
 	t.Cleanup(server.Close)
 	var log strings.Builder
 	c := newTestClient(t, Config{HTTPAddr: server.URL, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	t.Cleanup(c.aclHTTP.CloseIdleConnections)
-	return NewAuthorizer(c, AuthorizerOptions{StaleIfError: staleIfError}), &log
+	return NewAuthorizer(c, o), &log
 }
 
 var theGateway = gateway.ID{Name: "gateway"}
 
 func TestARefusalIsRememberedForAWhile(t *testing.T) {
 	s := &tokenServer{}
-	a, _ := serveTokens(t, s, time.Hour)
+	a, _ := serveTokens(t, s, AuthorizerOptions{StaleIfError: time.Hour})
 	for range 100 {
 		if err := a.Authorize(t.Context(), Caller{Token: "bad"}, theGateway); !errors.Is(err, ErrDenied) {
 			t.Fatalf("error %v, want ErrDenied", err)
@@ -108,7 +108,7 @@ func TestARefusalIsRememberedForAWhile(t *testing.T) {
 }
 
 func TestARefusalIsForgottenInTime(t *testing.T) {
-	a, _ := serveTokens(t, &tokenServer{}, time.Hour)
+	a, _ := serveTokens(t, &tokenServer{}, AuthorizerOptions{StaleIfError: time.Hour})
 	_ = a.Authorize(t.Context(), Caller{Token: "bad"}, theGateway)
 	r, ok := a.refused.Get(a.keyOf(Caller{Token: "bad"}, theGateway))
 	if left := time.Until(r.until); !ok || left <= 0 || left > refusalTime {
@@ -118,7 +118,7 @@ func TestARefusalIsForgottenInTime(t *testing.T) {
 
 func TestWhoWasAllowedMayGoOnWhileConsulIsAway(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}}
-	a, log := serveTokens(t, s, time.Hour)
+	a, log := serveTokens(t, s, AuthorizerOptions{StaleIfError: time.Hour})
 	good := Caller{Token: "good"}
 	if err := a.Authorize(t.Context(), good, theGateway); err != nil {
 		t.Fatal(err)
@@ -153,7 +153,7 @@ func TestWhoWasAllowedMayGoOnWhileConsulIsAway(t *testing.T) {
 
 func TestARefusalEndsWhatWasAllowed(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}}
-	a, _ := serveTokens(t, s, time.Hour)
+	a, _ := serveTokens(t, s, AuthorizerOptions{StaleIfError: time.Hour})
 	_ = a.Authorize(t.Context(), Caller{Token: "good"}, theGateway)
 	s.set(func() { s.allowed = nil })
 	if err := a.Authorize(t.Context(), Caller{Token: "good", Again: true}, theGateway); !errors.Is(err, ErrDenied) {
@@ -168,9 +168,9 @@ func TestARefusalEndsWhatWasAllowed(t *testing.T) {
 func TestWhatWasAllowedCountsForABoundedTime(t *testing.T) {
 	for stale, allowed := range map[time.Duration]bool{0: false, time.Minute: false, 2 * time.Hour: true} {
 		s := &tokenServer{allowed: map[string]bool{"good": true}}
-		a, _ := serveTokens(t, s, stale)
+		a, _ := serveTokens(t, s, AuthorizerOptions{StaleIfError: stale})
 		_ = a.Authorize(t.Context(), Caller{Token: "good"}, theGateway)
-		a.allowed.Add(a.keyOf(Caller{Token: "good"}, theGateway), time.Now().Add(-time.Hour))
+		a.allowed.allow.Add(a.keyOf(Caller{Token: "good"}, theGateway), time.Now().Add(-time.Hour))
 		s.set(func() { s.status = http.StatusInternalServerError })
 		if err := a.Authorize(t.Context(), Caller{Token: "good"}, theGateway); (err == nil) != allowed {
 			t.Errorf("allowed an hour ago, counting for %v: %v", stale, err)
@@ -182,7 +182,7 @@ func TestEqualQuestionsAreAskedOnce(t *testing.T) {
 	s := &tokenServer{
 		allowed: map[string]bool{"good": true}, hold: make(chan string), release: make(chan struct{}), left: make(chan struct{}, 1),
 	}
-	a, _ := serveTokens(t, s, time.Hour)
+	a, _ := serveTokens(t, s, AuthorizerOptions{StaleIfError: time.Hour})
 	const callers = 50
 	results := make(chan error, callers)
 	first, leave := context.WithCancel(t.Context())
@@ -218,7 +218,7 @@ func TestEqualQuestionsAreAskedOnce(t *testing.T) {
 // Consul has allowed before.
 func TestOnePeerDoesNotHoldUpOthers(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}}
-	a, _ := serveTokens(t, s, time.Hour)
+	a, _ := serveTokens(t, s, AuthorizerOptions{StaleIfError: time.Hour})
 	_ = a.Authorize(t.Context(), Caller{Token: "good"}, theGateway)
 	s.set(func() { s.hold, s.release = make(chan string, 100), make(chan struct{}) })
 	ctx, cancel := context.WithCancel(t.Context())
@@ -261,7 +261,7 @@ func TestWatchesDoNotWaitForQuestionsAboutTokens(t *testing.T) {
 // A full queue is no reason to use a remembered answer.
 func TestAQueueIsNoOutage(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}}
-	a, log := serveTokens(t, s, time.Hour)
+	a, log := serveTokens(t, s, AuthorizerOptions{StaleIfError: time.Hour})
 	if err := a.Authorize(t.Context(), Caller{Token: "good"}, theGateway); err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +290,7 @@ func TestTheEndOfOneCallerIsNotThatOfOthers(t *testing.T) {
 	s := &tokenServer{
 		allowed: map[string]bool{"good": true}, hold: make(chan string), release: make(chan struct{}), left: make(chan struct{}, 1),
 	}
-	a, _ := serveTokens(t, s, 0)
+	a, _ := serveTokens(t, s, AuthorizerOptions{})
 	first, leave := context.WithCancelCause(t.Context())
 	results := make(chan error, 2)
 	go func() { results <- a.Authorize(first, Caller{Token: "good"}, theGateway) }()
@@ -321,7 +321,7 @@ func TestWithoutACLsNothingIsRememberedOfSingleCallers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := a.allowed.Len(); n != 0 {
+	if n := a.allowed.allow.Len(); n != 0 {
 		t.Errorf("%d grants are remembered", n)
 	}
 	server.Close()

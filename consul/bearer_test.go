@@ -23,11 +23,17 @@ import (
 // runLogins runs an authorizer with a fake Consul in a bubble until the scenario ends. It closes it, unless the scenario has.
 func runLogins(t *testing.T, consul *loginConsul, scenario func(t *testing.T, a *Authorizer)) (log string) {
 	t.Helper()
+	return runLoginsWith(t, consul, nil, scenario)
+}
+
+// runLoginsWith is runLogins with a store, which may be nil.
+func runLoginsWith(t *testing.T, consul *loginConsul, store Store, scenario func(t *testing.T, a *Authorizer)) (log string) {
+	t.Helper()
 	var text strings.Builder
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestClient(t, Config{HTTPAddr: "https://consul:8501", Logger: slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 		c.aclHTTP.Transport = consul
-		a := NewAuthorizer(c, AuthorizerOptions{StaleIfError: time.Hour, BearerAuthMethod: "components"})
+		a := NewAuthorizer(c, AuthorizerOptions{StaleIfError: time.Hour, BearerAuthMethod: "components", Store: store})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- a.Run(ctx) }()
@@ -488,7 +494,7 @@ func TestLoginsWithACLsOff(t *testing.T) {
 	c.status, c.text = http.StatusUnauthorized, "ACL support disabled"
 	runLogins(t, c, func(t *testing.T, a *Authorizer) {
 		mustOpen(t, a, podJWT(1)).end()
-		if n := a.allowed.Len(); n != 0 {
+		if n := a.allowed.allow.Len(); n != 0 {
 			t.Errorf("%d callers are remembered", n)
 		}
 	})

@@ -93,9 +93,18 @@ func requestCertificate(ctx context.Context, w certRequest, sign func(context.Co
 	if err != nil {
 		return nil, err
 	}
-	cert, err := verifySigned(chain, w, key)
+	leaf, err := newLeaf(chain, w, key)
 	if err != nil {
 		return nil, permanentError{fmt.Errorf("cannot use the certificate that consul signed: %w", err)}
+	}
+	return leaf, nil
+}
+
+// newLeaf returns a chain with its key if it is the requested certificate.
+func newLeaf(chain string, w certRequest, key *ecdsa.PrivateKey) (*gateway.Leaf, error) {
+	cert, err := verifySigned(chain, w, key)
+	if err != nil {
+		return nil, err
 	}
 	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
@@ -108,6 +117,26 @@ func requestCertificate(ctx context.Context, w certRequest, sign func(context.Co
 		ValidBefore: cert.NotAfter,
 		Names:       slices.Sorted(slices.Values(cert.DNSNames)),
 	}, nil
+}
+
+// restoreLeaf returns a saved certificate if it is the requested one and has not expired.
+func restoreLeaf(saved *gateway.Leaf, w certRequest, now time.Time) (*gateway.Leaf, error) {
+	block, _ := pem.Decode([]byte(saved.KeyPEM))
+	if block == nil {
+		return nil, errors.New("its key is not in PEM")
+	}
+	key, err := x509.ParseECPrivateKey(block.Bytes)
+	if err != nil {
+		return nil, errors.New("its key is not valid")
+	}
+	leaf, err := newLeaf(saved.CertPEM, w, key)
+	if err == nil {
+		err = checkSaved(leaf, now)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return leaf, nil
 }
 
 func newCSR(w certRequest, key *ecdsa.PrivateKey) (string, error) {
@@ -281,6 +310,7 @@ type certificate struct {
 	sign   func(ctx context.Context, a agent, csr string) (string, error)
 	client *Client         // for its log and metrics
 	wake   chan<- struct{} // receives after each change of the state; its capacity is 1
+	saved  *gateway.Leaf   // from the state directory; nil if there is none. Only the goroutine uses it
 
 	requests latest.Value[certRequest] // what is needed from now on
 	state    atomic.Pointer[certState]
@@ -332,13 +362,7 @@ func (c *certificate) run(ctx context.Context) {
 
 // attempt has a new certificate signed.
 func (c *certificate) attempt(ctx context.Context, r *renewal) {
-	var leaf *gateway.Leaf
-	err := guard.Run(c.client.logger, "certificate", func() (err error) {
-		leaf, err = requestCertificate(ctx, r.request, func(ctx context.Context, csr string) (string, error) {
-			return c.sign(ctx, r.request.agent, csr)
-		})
-		return err
-	})
+	leaf, err := c.request(ctx, r.request)
 	if ctx.Err() != nil {
 		return
 	}
@@ -347,6 +371,9 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 	if err != nil {
 		r.failed(err, time.Now())
 		next.failures = r.failures
+		if next.leaf == nil {
+			next.leaf = c.restore(r.request)
+		}
 		if r.failures == 1 {
 			c.client.logger.Warn("consul did not sign the certificate for clients; Usher tries again, and the last one stays in use", "gateway", c.id.String(), "error", err)
 		}
@@ -358,6 +385,46 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 	}
 	c.state.Store(next)
 	notify(c.wake)
+}
+
+// request has a certificate signed. While a saved one can take its place, Consul has restoreAfter for that.
+func (c *certificate) request(ctx context.Context, r certRequest) (leaf *gateway.Leaf, err error) {
+	if c.saved != nil && c.current().leaf == nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, restoreAfter)
+		defer cancel()
+	}
+	err = guard.Run(c.client.logger, "certificate", func() (err error) {
+		leaf, err = requestCertificate(ctx, r, func(ctx context.Context, csr string) (string, error) {
+			return c.sign(ctx, r.agent, csr)
+		})
+		return err
+	})
+	return leaf, err
+}
+
+// restore returns the saved certificate if it is the requested one, else nil.
+func (c *certificate) restore(r certRequest) *gateway.Leaf {
+	if c.saved == nil {
+		return nil
+	}
+	leaf, err := restoreLeaf(c.saved, r, time.Now())
+	if err != nil {
+		c.client.logger.Warn("usher does not use the saved certificate for clients, and waits for consul's", "gateway", c.id.String(), "error", err)
+		c.saved = nil
+	}
+	return leaf
+}
+
+// toSave returns the certificate to be saved after before was. While there is none yet, that is before.
+func (s *certState) toSave(before *gateway.Leaf) *gateway.Leaf {
+	switch {
+	case s == nil:
+		return nil // the gateway needs none
+	case s.leaf == nil:
+		return before
+	}
+	return s.leaf
 }
 
 // renewal says when a certificate is due. The zero value waits for a request.

@@ -109,6 +109,9 @@ func NewClient(c Config) (*Client, error) {
 // Address returns the address of Consul's HTTP API for messages.
 func (c *Client) Address() string { return c.address.String() }
 
+// addresses returns all addresses of Consul's HTTP API that may be in use.
+func (c *Client) addresses() []string { return []string{c.Address()} }
+
 // call is one HTTP request to Consul.
 type call struct {
 	method string

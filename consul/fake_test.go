@@ -28,7 +28,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // until an answer has changed. For other paths it answers 404. A
 // question to a datacenter or a peer is of the path "/path?dc=dc2".
 type fakeConsul struct {
-	url string
+	url    string
+	server *httptest.Server
 
 	mu      sync.Mutex
 	replies map[string]reply
@@ -53,7 +54,7 @@ func newFakeConsul(t *testing.T) *fakeConsul {
 	c := &fakeConsul{replies: map[string]reply{"/v1/agent/self": {body: `{"Config": {}}`}}, sent: map[string]bool{}, handled: map[string]bool{}, changed: make(chan struct{})}
 	server := httptest.NewServer(c)
 	t.Cleanup(server.Close)
-	c.url = server.URL
+	c.url, c.server = server.URL, server
 	return c
 }
 

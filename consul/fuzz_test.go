@@ -89,3 +89,25 @@ func FuzzBearerToken(f *testing.F) {
 		}
 	})
 }
+
+// FuzzSavedAllowances checks that no content of the state directory makes Usher panic, and that what it accepts is saved as it
+// was read.
+func FuzzSavedAllowances(f *testing.F) {
+	hash := make([]byte, hashSize)
+	f.Add(savedAllowances{Key: hash, ACLsOff: 1, Allowed: []savedAllowance{{hash, 2}}}.encode())
+	for _, text := range []string{"", "null", "{}", `{"key":"AAAA"}`, `{"allowed":[null]}`, `{"key":[1,2]}`} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		saved, err := decodeAllowances(payload)
+		if err != nil {
+			return
+		}
+		again, err := decodeAllowances(saved.encode())
+		if err != nil || !reflect.DeepEqual(saved, again) {
+			t.Errorf("%v: %v, then %v", err, saved, again)
+		}
+		store := &memoryStore{content: map[string][]byte{allowancesName: payload}}
+		restarted(store, time.Hour).counts(aclKey{})
+	})
+}

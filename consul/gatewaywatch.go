@@ -22,6 +22,8 @@ type gatewayWatch struct {
 	options         WatcherOptions
 	signer          *signer
 	publishSnapshot func(*gateway.Snapshot)
+	store           *stateStore   // nil without a state directory
+	saved           *gateway.Leaf // the certificate for clients that the store had; nil if there is none
 
 	state       state
 	builtAt     time.Time
@@ -74,6 +76,7 @@ func (w *gatewayWatch) apply(now time.Time) (wait time.Duration) {
 	updates, onlyFirst := w.subscription.takeUpdates()
 	if next := w.patchEndpoints(updates); next != nil {
 		w.publish(next)
+		w.store.update(w.id, updates)
 		return noDeadline
 	}
 	// A gateway begins with a first result for each of its services, and a build takes the longer the more services
@@ -99,14 +102,25 @@ func (w *gatewayWatch) apply(now time.Time) (wait time.Duration) {
 		w.client.logger.Info("the gateway's configuration in consul is complete again", "gateway", w.id.String())
 	}
 	w.publish(b.snapshot)
+	w.save(b)
 	return b.rebuildAfter
+}
+
+// save gives the store what a complete snapshot was built from. If Consul says that the gateway is not registered, there
+// is nothing to save.
+func (w *gatewayWatch) save(b *snapshotBuild) {
+	if b.unregistered {
+		w.store.replace(w.id, nil, nil, nil)
+		return
+	}
+	w.store.replace(w.id, w.subscription.results, w.certificate.current(), b.snapshot)
 }
 
 // build builds a snapshot and subscribes to the queries that it needs. If another gateway has a result for a new one of
 // these already, it builds again.
 func (w *gatewayWatch) build(now time.Time) *snapshotBuild {
 	results, certificate := w.subscription.results, w.certificate.current()
-	in := input{id: w.id, now: now, results: results, certificate: certificate, options: w.options}
+	in := input{id: w.id, now: now, results: results, certificate: certificate, options: w.options, keyless: w.store.isKeyless()}
 	for {
 		b := buildSnapshot(in, w.state)
 		if !w.subscription.set(b.queries, b.unanswered) {
@@ -120,10 +134,24 @@ func (w *gatewayWatch) publish(next *gateway.Snapshot) {
 	if next == w.state.last {
 		return
 	}
+	w.logRestored(next)
 	w.state.last = next
 	w.client.metrics.snapshots.Inc()
 	w.client.metrics.setCertificate(w.id, next)
+	w.client.metrics.setRestored(w.id, next)
 	w.publishSnapshot(next)
+}
+
+// logRestored logs when the gateway begins to be served from the state directory, and when it no longer is.
+func (w *gatewayWatch) logRestored(next *gateway.Snapshot) {
+	was := w.state.last != nil && !w.state.last.Restored.IsZero()
+	switch is := !next.Restored.IsZero(); {
+	case is && !was:
+		w.client.logger.Warn("consul gives no good answer yet; the gateway is served as it was saved",
+			"gateway", w.id.String(), "saved", next.Restored.UTC(), "consul", w.client.Address())
+	case was && !is:
+		w.client.logger.Info("consul answers; the gateway is no longer served from the state directory", "gateway", w.id.String())
+	}
 }
 
 // patchEndpoints returns the last snapshot with other endpoints, if nothing else has changed, else nil. This is the
@@ -167,7 +195,7 @@ func (w *gatewayWatch) setCertificate(r *certRequest) {
 		w.certificate = nil
 	case r != nil && w.certificate == nil:
 		w.signer.acquire()
-		w.certificate = (&certificate{id: w.id, sign: w.signer.sign, client: w.client, wake: w.subscription.wake}).start()
+		w.certificate = (&certificate{id: w.id, sign: w.signer.sign, client: w.client, wake: w.subscription.wake, saved: w.saved}).start()
 	}
 	if r != nil {
 		w.certificate.requests.Put(*r)

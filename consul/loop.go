@@ -17,6 +17,16 @@ type queryResult struct {
 	value    any   // of the last good response; nil before the first
 	err      error // of the latest attempt; nil if it was good
 	failures int   // failed attempts since the last good response
+	// answer is the last good response itself, to be saved; nil without a state directory.
+	answer *answer
+}
+
+// restored returns when the value was saved that the state directory gave; zero if Consul gave it to this process.
+func (r queryResult) restored() time.Time {
+	if r.answer == nil {
+		return time.Time{}
+	}
+	return r.answer.saved
 }
 
 // isEmpty reports whether no attempt has ended yet.
@@ -35,6 +45,7 @@ type watchLoop struct {
 	refresh       refresh
 	filtered      *filteredQueries
 	pace          *rate.Limiter // see newPace
+	saved         savedSource   // the zero value without a state directory
 
 	result    queryResult
 	index     uint64            // for the next query; 0 if that must not block
@@ -54,11 +65,11 @@ func (l *watchLoop) run(ctx context.Context) {
 			l.index = 0
 		}
 		index := l.index
-		r, err := l.query(cycle, index)
+		r, err := l.queryOrRestore(cycle, index)
 		if cycle.Err() == nil {
 			pause := l.handle(r, err)
 			l.refresh.record(index == 0 && err == nil, l.isFiltered())
-			sleep(cycle, pause)
+			l.rest(cycle, pause)
 		}
 	}
 }
@@ -91,6 +102,9 @@ func (l *watchLoop) handle(r response, err error) (pause time.Duration) {
 	if same = same || reflect.DeepEqual(value, l.result.value); !same {
 		l.result.value = value
 	}
+	if l.saved.keep && (!same || !l.result.restored().IsZero()) {
+		l.result.answer = newAnswer(r)
+	}
 	l.result.err, l.result.failures = nil, 0
 	l.index = l.nextIndex(r, same, recovered)
 	l.report(l.result, !same || recovered)
@@ -108,7 +122,8 @@ func (l *watchLoop) handleError(err error) (pause time.Duration) {
 	l.result.err = err
 	l.result.failures++
 	l.index = 0
-	l.report(l.result, l.result.failures <= maxReportedFailures || newOutcome)
+	restored := l.restore()
+	l.report(l.result, restored || l.result.failures <= maxReportedFailures || newOutcome)
 	return retry.Pause(l.result.failures)
 }
 

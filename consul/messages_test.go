@@ -1,6 +1,8 @@
 package consul
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -35,6 +37,7 @@ func TestMessages(t *testing.T) {
 	lines = append(lines, messagesOfLogins(t)...)
 	lines = append(lines, messagesOfDataplanes(t)...)
 	lines = append(lines, messagesOfReports(t)...)
+	lines = append(lines, messagesOfState(t)...)
 	messages.Check(t, lines, "fmt.Errorf", "errors.New", "unexpected", "problem.Problem", "addProblem")
 }
 
@@ -57,9 +60,96 @@ func messagesOfReports(t *testing.T) (lines []string) {
 	m.logFailure(heartbeat, nil, away, failureContext{})
 	m.logFailure(query{queryType: meshType}, nil, errors.New("consul answered 500"), failureContext{hasAnswer: true})
 	m.logFailure(query{queryType: proxyDefaultsType}, nil, errors.New("consul answered 500"), failureContext{})
+	saved := time.Date(2026, 1, 31, 8, 30, 0, 0, time.UTC)
+	m.logFailure(query{queryType: rootsType}, nil, errors.New("consul answered 500"), failureContext{hasAnswer: true, restored: saved})
+	m.noteRestored(query{queryType: rootsType}, queryResult{value: &caRoots{}, err: away, answer: &answer{saved: saved}})
+	m.logFailure(heartbeat, away, away, failureContext{})
+	for _, payload := range []string{"", "{}"} {
+		_, err := decodeAllowances([]byte(payload))
+		lines = append(lines, textOf(t, err))
+	}
 	slices.Sort(lines)
 	return slices.Compact(lines)
 }
+
+// messagesOfState provokes what is wrong with saved states, and with the directory.
+func messagesOfState(t *testing.T) (lines []string) {
+	t.Helper()
+	payloadOf := func(index, bodies string) []byte {
+		var out bytes.Buffer
+		z := gzip.NewWriter(&out)
+		_, err := z.Write([]byte(index + "\n" + bodies))
+		if err := errors.Join(err, z.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return out.Bytes()
+	}
+	for _, index := range []string{"{", "{}", `{"Gateway": "edge", "Answers": [{"Type": "mesh", "Size": -1}]}`} {
+		_, err := decodeSaved(payloadOf(index, ""), time.Now())
+		lines = append(lines, textOf(t, err))
+	}
+	for _, key := range []string{"", "-----BEGIN EC PRIVATE KEY-----\n-----END EC PRIVATE KEY-----\n"} {
+		_, err := restoreLeaf(&gateway.Leaf{KeyPEM: gateway.Secret(key)}, certRequest{}, time.Now())
+		lines = append(lines, textOf(t, err))
+	}
+	lines = append(lines, errOtherCluster.Error(), textOf(t, checkSaved(&gateway.Leaf{ValidBefore: time.Date(2026, 1, 31, 8, 30, 0, 0, time.UTC)}, time.Now())))
+
+	s := newManualWatch(t, 1)
+	results := maps.Clone(s.subscription.results)
+	delete(results, serviceQuery(leafType, gateway.ServiceName{Name: "edge"}))
+	results[query{queryType: rootsType}] = queryResult{value: &caRoots{all: &gateway.Roots{}}, answer: &answer{saved: time.Now()}, err: errNoAnswerYet}
+	for _, p := range buildSnapshot(input{id: s.id, now: time.Now(), results: results, keyless: true}, state{}).snapshot.Problems {
+		lines = append(lines, p.String())
+	}
+
+	state := newSavedState(t, nil)
+	dir := state.open(t)
+	client := newTestClient(t, Config{HTTPAddr: "http://consul:8500", Logger: slog.New(errorRecorder{&lines})})
+	client.report = func(_ string, problems []problem.Problem) {
+		for _, p := range problems {
+			lines = append(lines, strings.ReplaceAll(p.String(), state.path, "DIR"))
+		}
+	}
+	for name, payload := range map[string][]byte{
+		savedName(gateway.ID{Name: "edge"}): payloadOf(`{"Gateway": "edge", "Consul": ["http://other:8500"]}`, ""),
+		savedPrefix + "other":               payloadOf(`{"Gateway": "edge"}`, ""),
+	} {
+		if err := dir.Write(name, payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store := openStateStore(dir, client)
+	store.begin(testGateway)
+	store.replace(testGateway, resultsOf("one"), nil, testSnapshot)
+	if err := dir.Close(); err != nil {
+		t.Fatal(err)
+	}
+	store.writeAll()
+	return lines
+}
+
+// errorRecorder adds the errors that are logged to a list.
+type errorRecorder struct{ lines *[]string }
+
+// Enabled implements slog.Handler.
+func (errorRecorder) Enabled(context.Context, slog.Level) bool { return true }
+
+// Handle implements slog.Handler.
+func (e errorRecorder) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "error" {
+			*e.lines = append(*e.lines, a.Value.String())
+		}
+		return true
+	})
+	return nil
+}
+
+// WithAttrs implements slog.Handler.
+func (e errorRecorder) WithAttrs([]slog.Attr) slog.Handler { return e }
+
+// WithGroup implements slog.Handler.
+func (e errorRecorder) WithGroup(string) slog.Handler { return e }
 
 func messagesOfDataplanes(t *testing.T) (lines []string) {
 	t.Helper()

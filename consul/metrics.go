@@ -3,6 +3,7 @@ package consul
 import (
 	"cmp"
 	"errors"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -25,6 +26,9 @@ type Metrics struct {
 	lifetimes      *prometheus.GaugeVec
 	logins         *prometheus.CounterVec
 	logouts        *prometheus.CounterVec
+	saved          *prometheus.GaugeVec
+	restored       *prometheus.GaugeVec
+	saveFailures   prometheus.Counter
 }
 
 // NewMetrics returns metrics, and registers them with r unless r is nil. Each series whose labels are known exists from the
@@ -61,6 +65,11 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 				"and outcome: ok, refused or failed; or lost, if Consul no longer knows the token of a login.", "component", "outcome"),
 		logouts: counter("usher_consul_logouts_total",
 			"Logouts of such logins, by outcome: ok or failed. Usher tries again after a failed one.", "component", "outcome"),
+		saved: gauge("usher_state_saved_timestamp_seconds",
+			"When the state of a gateway was last written to the state directory, in seconds since 1970. 0: it is not there yet.", "gateway"),
+		saveFailures: counter("usher_state_write_failures_total", "Failed writes to the state directory.").WithLabelValues(),
+		restored: gauge("usher_state_restored_timestamp_seconds",
+			"When the oldest part of a gateway's configuration was saved, in seconds since 1970, while Usher uses the state directory because Consul has not answered since the start. 0: everything is from Consul.", "gateway"),
 		expiries: gauge("usher_consul_certificate_expiry_timestamp_seconds",
 			"When the certificate that a gateway has for its clients and for services expires, in seconds since 1970.", "gateway"),
 		lifetimes: gauge("usher_consul_certificate_lifetime_seconds",
@@ -130,4 +139,26 @@ func (m *Metrics) countSignature(err error) {
 		outcome = "refused"
 	}
 	m.signatures.WithLabelValues(outcome).Inc()
+}
+
+// setSaved sets when a gateway was saved; a zero time if it never was.
+func (m *Metrics) setSaved(id gateway.ID, at time.Time) {
+	m.saved.WithLabelValues(id.String()).Set(seconds(at))
+}
+
+func (m *Metrics) removeSaved(id gateway.ID) { m.saved.DeleteLabelValues(id.String()) }
+
+// setRestored sets since when what a gateway uses of the state directory was saved.
+func (m *Metrics) setRestored(id gateway.ID, s *gateway.Snapshot) {
+	m.restored.WithLabelValues(id.String()).Set(seconds(s.Restored))
+}
+
+func (m *Metrics) removeRestored(id gateway.ID) { m.restored.DeleteLabelValues(id.String()) }
+
+// seconds returns a time in seconds since 1970; 0 for the zero time.
+func seconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.Unix())
 }

@@ -20,6 +20,7 @@ type input struct {
 	results     map[query]queryResult // of the queries that the last build needed
 	certificate *certState            // of the certificate for clients; nil while there is none
 	options     WatcherOptions        // without zero values
+	keyless     bool                  // there is a state directory without private keys
 }
 
 // state is what the next snapshot of a gateway depends on besides the input. Nothing modifies the maps of a state.
@@ -61,6 +62,11 @@ type snapshotBuild struct {
 	activeRoot string // the ID of the root that signs certificates
 	entryKnown bool   // snapshot.Entry is from Consul
 	patchable  bool   // no query for endpoints has failed, and no target waits
+	// unregistered means that Consul has no instance of the gateway.
+	unregistered bool
+	restored     restoredParts
+	// trustDomain is the one that Consul has given to this process; empty before.
+	trustDomain string
 }
 
 // buildSnapshot makes a snapshot of a gateway. It modifies nothing, and starts nothing. It names all the queries that
@@ -68,6 +74,7 @@ type snapshotBuild struct {
 // caller can make up the name of a gateway, so Usher reads nothing else about one that was never registered.
 func buildSnapshot(in input, prev state) *snapshotBuild {
 	b := newSnapshotBuild(in, prev)
+	b.trustDomain = trustDomainOf(in.results[query{queryType: rootsType}])
 	if a := require[agent](b, query{queryType: agentType}); a != nil {
 		b.agent, b.snapshot.DualStack = *a, a.dualStack
 	}
@@ -83,6 +90,7 @@ func buildSnapshot(in input, prev state) *snapshotBuild {
 		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
 	})
 	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
+	b.snapshot.Restored = b.restoredSince()
 	b.missingForLong = len(b.missing) > 0 && b.deadlineExceeded("an incomplete snapshot", b.options.HealthTimeout)
 	if len(b.missing) > 0 || !b.patchable || b.rebuildAfter < noDeadline {
 		b.next.endpointQueries = nil
@@ -132,8 +140,46 @@ func read[T any](b *snapshotBuild, q query) (*T, queryResult) {
 	if r.isEmpty() {
 		b.unanswered = append(b.unanswered, q)
 	}
+	if at := r.restored(); !at.IsZero() {
+		if b.trustDomain != "" && r.answer.trustDomain != b.trustDomain {
+			return nil, queryResult{err: errOtherCluster}
+		}
+		if b.restored.oldest.IsZero() || at.Before(b.restored.oldest) {
+			b.restored.oldest = at
+		}
+	} else if r.value != nil && r.err == nil && !q.queryType.local {
+		b.restored.answered = true
+	}
 	v, _ := r.value.(*T)
 	return v, r
+}
+
+// restoredParts are the saved answers that a build has used.
+type restoredParts struct {
+	oldest time.Time // when the oldest was saved; zero without any
+	// answered means that Consul's servers answer another query.
+	answered bool
+}
+
+// restoredSince returns Snapshot.Restored. A query that Consul does not answer, while it answers others, may stay so for
+// ever. After the answer timeout its saved answer is the last good one, as without a restart.
+func (b *snapshotBuild) restoredSince() time.Time {
+	p := b.restored
+	if !p.oldest.IsZero() && p.answered && b.deadlineExceeded("saved answers beside those of consul", b.options.AnswerTimeout) {
+		return time.Time{}
+	}
+	return p.oldest
+}
+
+// errOtherCluster means that a saved answer is from a Consul with another trust domain than the one that answers.
+var errOtherCluster = errors.New("there is no answer yet, and the saved one is from another Consul cluster; Usher waits for the answer")
+
+// trustDomainOf returns the trust domain in a result of rootsType that Consul gave to this process; empty for another.
+func trustDomainOf(r queryResult) string {
+	if roots, ok := r.value.(*caRoots); ok && r.restored().IsZero() {
+		return roots.all.TrustDomain
+	}
+	return ""
 }
 
 // require returns the value of a query without which there is no snapshot.
@@ -249,7 +295,7 @@ func (b *snapshotBuild) addServices() {
 	list := b.readGatewayServices()
 	// A gateway without services needs no certificate.
 	if list != nil && (len(list.services) > 0 || list.filtered) {
-		b.snapshot.Leaf = require[gateway.Leaf](b, b.queryFor(leafType))
+		b.addLeaf()
 	}
 	b.addGatewayServices(list)
 	b.addDatacenter()
@@ -265,6 +311,27 @@ func (b *snapshotBuild) addServices() {
 	b.addCertificate()
 }
 
+// addLeaf adds the certificate towards the mesh. While Consul does not answer and no private keys are saved, there is
+// none: its listeners are held back, and the rest is served.
+func (b *snapshotBuild) addLeaf() {
+	q := b.queryFor(leafType)
+	leaf, r := read[gateway.Leaf](b, q)
+	b.snapshot.Leaf = leaf
+	switch {
+	case leaf != nil:
+	case b.keyless && !b.restored.oldest.IsZero() && b.trustDomain == "":
+		b.snapshot.Problems = append(b.snapshot.Problems, problem.Problem{
+			Where: fmt.Sprintf("certificate of gateway %q", b.id.String()),
+			What: "there is none, because Consul has not answered since Usher started, and the state directory has no private keys: " +
+				"running Envoys keep what they have, new ones start without listeners; restore Consul, " +
+				"and set --state-key-file or USHER_STATE_KEY, so that Usher saves private keys, too",
+			Severity: problem.Outage,
+		})
+	default:
+		b.addMissing(q.String(), r.err)
+	}
+}
+
 // addRegistrations adds the instances, and Usher's settings in their registrations and in proxy-defaults.
 func (b *snapshotBuild) addRegistrations() {
 	regs := require[[]*registration](b, b.queryFor(instancesType))
@@ -277,6 +344,7 @@ func (b *snapshotBuild) addRegistrations() {
 		return
 	}
 	b.next.registered = b.prev.registered || len(*regs) > 0
+	b.unregistered = len(*regs) == 0
 	if d == nil {
 		return
 	}

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/statedir"
 )
 
 // WatcherOptions tune a Watcher; the zero value is good.
@@ -34,6 +35,9 @@ type WatcherOptions struct {
 	// AnswerTimeout bounds how long a snapshot waits for the first responses that a listener needs. It is also how long
 	// Consul has to refuse a query before the refusal becomes a problem. 0 means 10 seconds.
 	AnswerTimeout time.Duration
+	// State is where the last good answers are saved, to be used after a restart while Consul does not answer. Nil: they
+	// are not saved. It stays open while the Watcher runs.
+	State *statedir.Dir
 }
 
 // Watcher makes snapshots of gateways from Consul's responses. Gateways share the watches that they have in common.
@@ -43,6 +47,7 @@ type Watcher struct {
 	manager  *watchManager
 	signer   *signer
 	watchdog *watchdog
+	store    *stateStore // nil without a state directory
 	// permissions are what Usher's token may do.
 	permissions *permissionChecker
 	// readyWatches are the watches that Run has started for Ready; nil while Run does not run.
@@ -68,6 +73,9 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	o.AnswerTimeout = cmp.Or(o.AnswerTimeout, 10*time.Second)
 	m := newWatchManager(c, o.Wait)
 	w := &Watcher{client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m), running: map[gateway.ID]chan struct{}{}}
+	if o.State != nil {
+		m.keepAnswers, w.store = true, openStateStore(o.State, c)
+	}
 	w.permissions = &permissionChecker{client: c, serves: func() bool { return w.published.Load() > 0 }}
 	return w
 }
@@ -86,6 +94,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 		parts.Go(func() { login.run(ctx, w.client, func() { notify(w.watchdog.recovered) }) })
 	}
 	parts.Go(func() { w.permissions.run(ctx) })
+	if w.store != nil {
+		parts.Go(func() { w.store.run(ctx) })
+	}
 	parts.Go(func() { w.watchdog.run(ctx) })
 	parts.Go(func() { w.manager.runRefreshes(ctx, w.watchdog.recovered) })
 	parts.Wait()
@@ -120,6 +131,9 @@ func (w *Watcher) Ready() error {
 	}
 	return nil
 }
+
+// HasSaved reports whether there is a saved state with which Usher can serve while Consul does not answer.
+func (w *Watcher) HasSaved() bool { return w.store != nil && w.store.usable }
 
 // Warning returns what could be improved although Consul answers; "" if there is nothing.
 func (w *Watcher) Warning() string {
@@ -170,12 +184,19 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.ID, publish func(*gatewa
 			publish(s)
 		},
 	}
+	answers, certificate := w.store.begin(id)
+	w.manager.offer(answers)
+	offered := slices.Collect(maps.Keys(answers))
+	g.store, g.saved = w.store, certificate
 	last, _ := w.instances.Load(id)
 	g.state.instances, _ = last.(map[instanceID]*gateway.Instance)
 	defer func() { //nolint:contextcheck // the certificate is only stopped
 		g.setCertificate(nil)
 		w.client.metrics.removeCertificate(id)
+		w.client.metrics.removeRestored(id)
 		g.subscription.close()
+		w.manager.withdraw(offered...)
+		w.store.end(id)
 		if published {
 			w.published.Add(-1)
 		}

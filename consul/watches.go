@@ -22,6 +22,17 @@ type watchManager struct {
 	watches  map[query]*watch
 	failures map[failureType]*failure // by how watches fail
 
+	// These are for the state directory; see restore.go. began is when the first watch began, and answered whether Consul
+	// has given a good answer since.
+	keepAnswers  bool
+	restoreAfter time.Duration // the constant, but in tests
+	began        time.Time
+	answered     bool
+	saved        map[query]*answer
+	// restored are the watches that use a saved answer. restoredSince is when the oldest of these was saved.
+	restored      map[query]bool
+	restoredSince time.Time
+
 	stateReplaced chan struct{} // receives when Consul's state looks as if it was replaced; its capacity is 1
 	filtered      *filteredQueries
 	lastCancel    time.Time // when a refresh last cancelled the open queries; the goroutine of runRefreshes owns it
@@ -33,6 +44,7 @@ type watch struct {
 	refresh *refresh
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when the goroutine of the watch has ended
+	offered chan struct{} // see savedSource; nil without a state directory
 
 	result      queryResult
 	subscribers map[*subscription]bool
@@ -42,6 +54,7 @@ func newWatchManager(c *Client, wait time.Duration) *watchManager {
 	return &watchManager{
 		client: c, limiter: newConnectionLimiter(c, wait),
 		watches: map[query]*watch{}, failures: map[failureType]*failure{},
+		restoreAfter: restoreAfter, saved: map[query]*answer{}, restored: map[query]bool{},
 		stateReplaced: make(chan struct{}, 1), filtered: &filteredQueries{more: make(chan struct{}, 1)},
 	}
 }
@@ -72,6 +85,11 @@ func (m *watchManager) startWatch(q query) *watch {
 		return value, err
 	}
 	l.report = func(r queryResult, news bool) { m.setResult(w, r, news) }
+	l.saved = m.savedSourceOf(l, q)
+	w.offered = l.saved.offered
+	if m.began.IsZero() {
+		m.began = time.Now()
+	}
 	if !q.queryType.local && !q.queryType.mayStream() {
 		l.stateReplaced = func() { notify(m.stateReplaced) }
 	}
@@ -112,7 +130,8 @@ func (m *watchManager) remove(w *watch, s *subscription) (cancelled bool) {
 		return false
 	}
 	delete(m.watches, w.query)
-	m.recordError(w, nil, true)
+	delete(m.restored, w.query)
+	m.recordError(w, queryResult{value: w.result.value}, true)
 	m.client.metrics.watches.WithLabelValues(w.query.queryType.name).Dec()
 	m.client.logger.Debug("watch stopped", "query", w.query.String())
 	w.cancel()
@@ -133,7 +152,8 @@ func (m *watchManager) setResult(w *watch, r queryResult, news bool) {
 	if len(w.subscribers) == 0 {
 		return
 	}
-	m.recordError(w, r.err, false)
+	m.noteRestored(w.query, r)
+	m.recordError(w, r, false)
 	w.result = r
 	if !news {
 		return
@@ -144,11 +164,11 @@ func (m *watchManager) setResult(w *watch, r queryResult, news bool) {
 	}
 }
 
-// recordError counts and logs the change of the watch's error to err. stopped is true if the watch ends. The caller holds
-// mu.
-func (m *watchManager) recordError(w *watch, err error, stopped bool) {
-	m.client.metrics.failing.WithLabelValues(w.query.queryType.name).Add(float64(difference(w.result.err != nil, err != nil)))
-	m.logFailure(w.query, w.result.err, err, failureContext{hasAnswer: w.result.value != nil, stopped: stopped})
+// recordError counts and logs the change of the watch's error to that of the next result. stopped is true if the watch
+// ends. The caller holds mu.
+func (m *watchManager) recordError(w *watch, next queryResult, stopped bool) {
+	m.client.metrics.failing.WithLabelValues(w.query.queryType.name).Add(float64(difference(w.result.err != nil, next.err != nil)))
+	m.logFailure(w.query, w.result.err, next.err, failureContext{hasAnswer: next.value != nil, restored: next.restored(), stopped: stopped})
 }
 
 // failureType is a way in which watches fail. The log has one line when the first watch begins to fail in this way, and
@@ -177,7 +197,8 @@ type failure struct {
 // failingWatch is a watch that fails.
 type failingWatch struct {
 	err       error
-	hasAnswer bool // it has the last good answer
+	hasAnswer bool      // it has the last good answer
+	restored  time.Time // when that was saved, if it is from the state directory
 }
 
 // before reports whether the problem of q is reported rather than that of other. That Consul has never answered comes
@@ -219,8 +240,9 @@ func (f *failure) remove(q query) {
 
 // failureContext is what the log says about a failure besides its type.
 type failureContext struct {
-	hasAnswer bool // the query has had a good answer
-	stopped   bool // the query ends, so that it neither fails nor succeeds any longer
+	hasAnswer bool      // the query has had a good answer
+	restored  time.Time // when that was saved, if it is from the state directory
+	stopped   bool      // the query ends, so that it neither fails nor succeeds any longer
 }
 
 // logFailure logs and reports which type of failure begins when the error of a query changes from was to is. It logs that
@@ -234,9 +256,9 @@ func (m *watchManager) logFailure(q query, was, is error, c failureContext) {
 			f = &failure{watches: map[query]failingWatch{}}
 			m.failures[after] = f
 		}
-		f.put(q, failingWatch{is, c.hasAnswer})
+		f.put(q, failingWatch{is, c.hasAnswer, c.restored})
 		if before != after {
-			m.logBegin(q, after, is, c.hasAnswer, len(f.watches) == 1)
+			m.logBegin(q, after, f.watches[q], len(f.watches) == 1)
 		}
 		changed = m.updateProblem(after)
 	}
@@ -259,15 +281,20 @@ func (m *watchManager) logFailure(q query, was, is error, c failureContext) {
 }
 
 // logBegin logs that a watch begins to fail. first says that no other fails in this way.
-func (m *watchManager) logBegin(q query, as failureType, err error, hasAnswer, first bool) {
+func (m *watchManager) logBegin(q query, as failureType, w failingWatch, first bool) {
 	log, message := m.client.logger.Debug, "cannot read from consul; using the last good answer"
 	if first {
 		log = m.client.logger.Warn
 	}
-	if !hasAnswer {
+	args := []any{"consul", m.client.Address(), "query", q.String(), "outcome", string(as.outcome), "error", w.err}
+	switch {
+	case !w.restored.IsZero():
+		message = "cannot read from consul; using the answer that usher saved"
+		args = append(args, "saved", w.restored.UTC())
+	case !w.hasAnswer:
 		message = "cannot read from consul, and there is no last good answer"
 	}
-	log(message, "consul", m.client.Address(), "query", q.String(), "outcome", string(as.outcome), "error", err)
+	log(message, args...)
 }
 
 // updateProblem updates the problem of a way in which watches fail, and removes it with the last watch. It reports
@@ -286,12 +313,10 @@ func (m *watchManager) updateProblem(as failureType) (changed bool) {
 // failureProblem returns the problem of a watch that fails in a way. If Consul has never answered at all, nothing can be
 // served.
 func (m *watchManager) failureProblem(q query, as failureType, w failingWatch) problem.Problem {
-	at, severity, consequence := "consul at "+m.client.Address(), problem.Degraded, "there is no last good answer"
-	switch {
-	case w.hasAnswer:
-		consequence = "Usher uses the last good answer"
-	case q == heartbeat:
-		severity, consequence = problem.Outage, "it has never answered, so Usher serves nothing"
+	at, severity := "consul at "+m.client.Address(), problem.Degraded
+	consequence := m.consequence(q, w)
+	if q == heartbeat && !w.hasAnswer && len(m.restored) == 0 {
+		severity = problem.Outage
 	}
 	if as.outcome == outcomeUnreachable {
 		return problem.Problem{
@@ -300,6 +325,23 @@ func (m *watchManager) failureProblem(q query, as failureType, w failingWatch) p
 		}
 	}
 	return problem.Problem{Where: at + ": query " + q.String(), Severity: severity, What: fmt.Sprintf("it fails: %v; %s", w.err, consequence)}
+}
+
+// consequence returns what the failure of a watch means. The caller holds mu.
+func (m *watchManager) consequence(q query, w failingWatch) string {
+	since := w.restored
+	if q == heartbeat && !w.hasAnswer && len(m.restored) > 0 {
+		since = m.restoredSince
+	}
+	switch {
+	case !since.IsZero():
+		return "Usher uses what it saved at " + since.UTC().Format(time.RFC3339)
+	case w.hasAnswer:
+		return "Usher uses the last good answer"
+	case q == heartbeat:
+		return "it has never answered, so Usher serves nothing"
+	}
+	return "there is no last good answer"
 }
 
 // subscription is a set of watches that one goroutine needs, with their results.

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -65,7 +66,7 @@ func TestMetrics(t *testing.T) {
 	l.Consul.WriteEntry(t, everyMetricEntry)
 	l.Gateway.Listen(t, "0.0.0.0:8082")
 	file := lab.WriteFile(t, testprocess.NewDir(t), "usher.hcl", everyMetricFile)
-	p := l.StartPod(t, l.Gateway, time.Hour, "--config", file, "--dataplane-addr", "127.0.0.1:18002")
+	p := l.StartPod(t, l.Gateway, time.Hour, "--config", file, "--dataplane-addr", "127.0.0.1:18002", "--state-dir", filepath.Join(testprocess.NewDir(t), "state"))
 	l.API.Annotate(t, awsHeaders, new("*"))
 	secondary := lab.Request{From: l.Client, To: l.Gateway.Addr(8081), Path: "/"}
 	lab.WaitStatus(t, secondary, http.StatusOK)

@@ -22,7 +22,7 @@ type ClientType struct {
 	Accepted *Collection
 	// Current are the resources that the Envoy is to have, as far as it subscribes to them; nil: not known yet.
 	Current *Collection
-	// Unsettled are the names that are Pending or Stale by themselves; nil: none. It is never modified.
+	// Unsettled are the names that are Pending, Stale or Waiting by themselves; nil: none. It is never modified.
 	Unsettled *map[string]Sync
 	// Rejection is why Sync is Refused; nil otherwise.
 	Rejection *Rejection
@@ -37,6 +37,7 @@ const (
 	Pending                  // something was not sent yet, or nothing is known yet
 	Stale                    // something was sent, and the Envoy has not answered
 	Refused                  // the Envoy has rejected something, and has not been sent it again and accepted it since
+	Waiting                  // something differs, but the set is restored: the Envoy keeps what it has
 	Synced                   // the Envoy has accepted everything
 )
 
@@ -131,14 +132,16 @@ func (t *typeState) sync() Sync {
 		return NotRequested
 	case t.awaitingACK != nil:
 		return Stale
+	case t.keeps && t.dirty > 0:
+		return Waiting
 	case t.baseline == nil || t.dirty > 0 || t.needsFirstResponse():
 		return Pending
 	}
 	return Synced
 }
 
-// unsettled returns the names of the changes that wait to be sent, which are Pending, and of those to which Envoy has not
-// answered, which are Stale.
+// unsettled returns the names of the changes that wait to be sent, which are Pending or Waiting, and of those to which Envoy has
+// not answered, which are Stale.
 func (t *typeState) unsettled() map[string]Sync {
 	if t.awaitingACK == nil && t.dirty == 0 {
 		return nil
@@ -149,9 +152,13 @@ func (t *typeState) unsettled() map[string]Sync {
 			all[r.Name()] = Stale
 		}
 	}
+	waits := Pending
+	if t.keeps {
+		waits = Waiting
+	}
 	for name, n := range t.overrides {
 		if n.dirty {
-			all[name] = Pending
+			all[name] = waits
 		}
 	}
 	return all

@@ -61,6 +61,7 @@ func TestMessages(t *testing.T) {
 		"not answered":  notAnswered,
 		"not acked":     notAcknowledged,
 		"NACK":          nackAndAck,
+		"restored":      restored,
 		"drain":         shutDown,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -212,6 +213,12 @@ func twoNodes(r *harness) error {
 }
 
 func silent(r *harness) error { return r.connect().End() }
+
+func restored(r *harness) error {
+	r.source.publish(small().set(r.t).AsRestored(restoredAt))
+	r.reconnect(two()).ExpectNone()
+	return nil
+}
 
 func expired(r *harness) error {
 	slow := &slowAuthorizer{wait: make(chan error)}

@@ -58,6 +58,7 @@ type session struct {
 	mustCutOff      bool             // Envoy must not get what it has not read yet
 	nacks           [NumTypes]nackState
 	heldBack        []string         // the listeners that Envoy lacks
+	loggedKept      bool             // see logKept
 	backoffTimer    <-chan time.Time // fires when the next backoff is over
 	connectedAt     time.Time        // when it was authorized
 	delivered       *Set             // the last one that Envoy has had completely
@@ -150,6 +151,17 @@ func (s *session) push() {
 		s.ackTimer = time.After(ackTimeout)
 	}
 	s.reportHeldBack()
+	s.logKept()
+}
+
+// logKept logs once that Envoy keeps what differs from a restored set.
+func (s *session) logKept() {
+	if s.loggedKept || !s.state.keepsOld() {
+		return
+	}
+	s.loggedKept = true
+	s.log.Warn("envoy keeps what it has, which may be newer than what usher has restored; changes wait until the source answers, see /readyz",
+		"restored", s.state.set.restored)
 }
 
 // reportHeldBack reports which listeners Envoy lacks, if that has changed.

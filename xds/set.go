@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 	"weak"
 
 	"github.com/usherproxy/usher/internal/ordered"
@@ -13,12 +14,21 @@ import (
 // Set has all resources for the Envoys of one instance and release. It is immutable and shared.
 type Set struct {
 	collections [NumTypes]*Collection
+	restored    time.Time // see AsRestored
 }
 
 // NewSet returns a set of collections by their Type. A nil collection means that the type's resources are not known
 // yet: nothing is sent for it, not even an empty response. If a type has not changed, pass the previous set's
 // collection, so that sessions can skip it.
 func NewSet(collections [NumTypes]*Collection) *Set { return &Set{collections: collections} }
+
+// AsRestored returns the set with a mark: it was made from what the source knew at that time, because the source does not
+// answer now. It may be older than what an Envoy has from another server. So an Envoy that has listeners from an earlier
+// stream keeps everything, until there is a set without the mark. Zero stands for no mark.
+func (s *Set) AsRestored(at time.Time) *Set { return &Set{collections: s.collections, restored: at} }
+
+// Restored returns the time of AsRestored; zero: the set is not restored.
+func (s *Set) Restored() time.Time { return s.restored }
 
 // Collection returns the resources of a type; nil if they are not known yet.
 func (s *Set) Collection(t Type) *Collection { return s.collections[t] }

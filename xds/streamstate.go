@@ -20,6 +20,7 @@ import (
 //   - A cluster's endpoints are sent again after the cluster, and a listener's routes after the listener: Envoy
 //     waits for them again.
 //   - A rejected update is not sent again until it changes.
+//   - An Envoy that serves is not changed by a restored set.
 type streamState struct {
 	set   *Set // nil: not known yet
 	types [NumTypes]typeState
@@ -54,7 +55,11 @@ func (s *streamState) push() (waits bool) {
 	}
 	for t := range s.types {
 		s.types[t].mayLack = s.set.hasHeldBack(Listener) || s.set.hasHeldBack(Type(t))
+		s.types[t].keeps = s.keeps(Type(t))
 		s.types[t].setCollection(s.set.collections[t])
+		if s.types[t].keeps {
+			s.types[t].changes() // only what differs stays dirty
+		}
 	}
 	for _, t := range dependencies {
 		s.respond(t, false)
@@ -70,6 +75,20 @@ func (s *streamState) push() (waits bool) {
 		}
 	}
 	return s.waitsForEnvoy()
+}
+
+// keeps reports whether Envoy keeps what it has of a type. If the set is restored, an Envoy that has listeners keeps
+// everything: it serves. One without listeners gets everything. Until it asks for listeners, it keeps the types that it has.
+func (s *streamState) keeps(t Type) bool {
+	if listeners := &s.types[Listener]; listeners.started {
+		t = Listener
+	}
+	return !s.set.restored.IsZero() && s.types[t].reconnected
+}
+
+// keepsOld reports whether something differs that Envoy keeps.
+func (s *streamState) keepsOld() bool {
+	return slices.ContainsFunc(s.types[:], func(t typeState) bool { return t.keeps && t.dirty > 0 })
 }
 
 // pushUnordered is push after ackTimeout: it sends everything instead of waiting.

@@ -19,6 +19,8 @@ type typeState struct {
 	started        bool   // there was a request
 	legacyWildcard bool   // a request without names subscribes to all
 	versionInfo    string // from an earlier stream, in the first request of a state-of-the-world Envoy
+	reconnected    bool   // Envoy has resources from an earlier stream
+	keeps          bool   // Envoy is neither sent nor loses anything for now: the set is restored
 	// incomplete is true while the set may lack resources that Envoy has, because one of the type or a listener is
 	// held back. With a listener, what it refers to may be missing.
 	mayLack bool
@@ -74,6 +76,7 @@ func (t *typeState) handleRequest(r request) (answered *response) {
 // no names subscribe to all.
 func (t *typeState) start(r request) {
 	t.started, t.versionInfo = true, r.versionInfo
+	t.reconnected = r.versionInfo != "" || len(r.initialVersions) > 0
 	t.legacyWildcard = t.typ.isFullState()
 	t.setWildcard(t.legacyWildcard && len(r.subscribe) == 0)
 	for name, version := range r.initialVersions {
@@ -162,9 +165,8 @@ func (t *typeState) setCollection(current *Collection) {
 	if !t.started || current == nil || current == t.baseline {
 		return
 	}
-	first := t.baseline == nil
 	t.rebase(current)
-	if !first || !t.fullState() || t.versionInfo == "" || t.mayLack {
+	if t.responded || !t.fullState() || t.versionInfo == "" || t.mayLack {
 		return
 	}
 	// An Envoy that was sent exactly this full state on an earlier stream is sent nothing.
@@ -181,7 +183,7 @@ func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
 
 // canSend reports whether a response may be sent.
 func (t *typeState) canSend() bool {
-	return t.started && t.baseline != nil && t.awaitingACK == nil && !t.backingOff && !t.wouldRemoveHeldBack()
+	return t.started && t.baseline != nil && t.awaitingACK == nil && !t.backingOff && !t.keeps && !t.wouldRemoveHeldBack()
 }
 
 // blocked reports whether a full state would remove something that is held back, or that a held-back listener refers
@@ -199,7 +201,7 @@ func (t *typeState) hasChanges() bool { return t.canSend() && (t.dirty > 0 || t.
 
 // changes returns how what Envoy has differs from what it is to have, sorted by name. Where nothing is to be sent, it
 // clears dirty. Removals are for a wildcard. A name that Envoy subscribes to itself is not removed, as in Consul: the
-// resource that refers to the name changes or is removed instead.
+// resource that refers to the name changes or is removed instead. What Envoy keeps stays dirty.
 func (t *typeState) changes() (upserts []*Resource, removals []string) {
 	if t.dirty == 0 {
 		return nil, nil
@@ -215,6 +217,7 @@ func (t *typeState) changes() (upserts []*Resource, removals []string) {
 		case t.baseline.exists(name) || !n.sent:
 			n.dirty = false
 			t.put(name, n)
+		case t.keeps:
 		case t.fullState() || !t.sotw && t.wildcard:
 			removals = append(removals, name)
 		default:
@@ -246,7 +249,7 @@ func (t *typeState) deferAggregates(upserts []*Resource) []*Resource {
 const (
 	maxUnknownNames     = 10_000
 	maxUnknownNameBytes = 1 << 20
-	// Until the set is known, no name is.
+	// Until the set is known, no name is, and a restored one may lack many.
 	maxUncheckedNames     = maxRequestNames
 	maxUncheckedNameBytes = 8 << 20
 )
@@ -258,7 +261,7 @@ func (t *typeState) checkNameLimits() error {
 		return nil
 	}
 	maxNames, maxBytes := maxUnknownNames, maxUnknownNameBytes
-	if t.baseline == nil {
+	if t.baseline == nil || t.keeps {
 		maxNames, maxBytes = maxUncheckedNames, maxUncheckedNameBytes
 	}
 	var names, bytes int

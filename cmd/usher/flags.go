@@ -37,6 +37,7 @@ type serveOptions struct {
 	webhook                              webhookOptions
 	connectionReports                    bool
 	reportKeyFile, reportKeySecret       string
+	stateDir, stateKeyFile               string
 	limits                               xds.Limits
 	gateways                             []string
 	watched                              []gateway.ID // from gateways
@@ -116,6 +117,12 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.reportKeyFile, "connection-report-key-file", "",
 		"File with such a key, 16 bytes or more, instead of a Secret. Give all replicas the same one, and keep it: another one changes all listeners. "+
 			"Default: CONSUL_HTTP_TOKEN. With CONSUL_HTTP_TOKEN_FILE or --login-auth-method there is no default, and Envoys report nothing without one of these flags.")
+	f.StringVar(&o.stateDir, "state-dir", "",
+		"Directory (mode 0700, for this Usher only) in which Usher saves the last good configuration of each gateway. "+
+			"An Usher that starts while Consul does not answer serves that. Default: nothing is saved.")
+	f.StringVar(&o.stateKeyFile, "state-key-file", "",
+		"File with a secret of 16 bytes or more that encrypts --state-dir. Default: USHER_STATE_KEY. "+
+			"Without a secret, private keys are not saved, and an Usher that starts without Consul serves only Envoys that run.")
 	f.StringArrayVar(&o.gateways, "gateway", nil, "Gateway (NAME, or PARTITION/NAMESPACE/NAME) that Usher watches without an Envoy, too. "+
 		"Its first Envoy does not wait, and the log says if none connects. You can give several. Default: each gateway as long as it has an Envoy.")
 	limitFlags(f, &o.limits, &o.maxGateways)
@@ -181,6 +188,10 @@ func (o *serveOptions) check() error {
 		return errors.New("--connection-report-key-secret and --connection-report-key-file: there is one key; remove one of them")
 	case o.reportKeyFile+o.reportKeySecret != "" && !o.connectionReports:
 		return errors.New("--connection-reports=false: Envoys report nothing; remove it, or --connection-report-key-secret and --connection-report-key-file")
+	case o.stateKeyFile != "" && o.stateDir == "":
+		return errors.New("--state-key-file: nothing is saved that it would encrypt; set --state-dir, too, or remove it")
+	case o.stateDir != "" && o.configDir != "":
+		return errors.New("--state-dir: Usher reads files instead of Consul, and they outlast a restart; remove it, or --config-dir")
 	case o.configDir != "" && (o.envoyLoginAuthMethod != "" || o.loginAuthMethod != ""):
 		return errors.New("--config-dir: Usher reads files instead of Consul; remove --envoy-login-auth-method and --login-auth-method, or --config-dir")
 	}

@@ -148,6 +148,8 @@ func TestMessages(t *testing.T) {
 		"serve --envoy-login-auth-method usher --token-review", "serve --tls-cert x",
 		"serve --connection-reports=false --connection-report-key-file none", "serve --connection-report-key-file none --connection-report-key-secret a/b",
 		"serve --connection-report-key-file none", "serve --connection-report-key-file " + file,
+		"serve --state-key-file x", "serve --state-dir x --config-dir " + dir, "serve --state-dir " + file, "serve --state-dir " + dir + "/state --state-key-file " + dir + "/none",
+		"serve --state-dir " + dir + "/state --state-key-file " + file,
 		"serve --connection-report-key-secret usher", "serve --connection-report-key-secret consul/usher", "serve --xds-addr 0.0.0.0:18000",
 		"serve --config-dir " + dir + " --dataplane-addr 127.0.0.1:8502", "serve --dataplane-addr 0.0.0.0:8502",
 		"serve --xds-addr unix://" + filepath.Join(dir, "xds") + " --dataplane-addr unix://" + file,
@@ -163,6 +165,11 @@ func TestMessages(t *testing.T) {
 		"validate -o xml " + file, "validate --envoy-version x " + file,
 		"bootstrap --gateway edge --ca-file " + filepath.Join(dir, "none"), "bootstrap --gateway edge --token-file " + filepath.Join(dir, "none"),
 	} {
+		_, err := usher(t, strings.Fields(args)...)
+		add(err)
+	}
+	t.Setenv(stateKeyEnv, "short")
+	for _, args := range []string{"serve --state-dir " + dir + "/state", "serve --state-dir " + dir + "/state --state-key-file " + file} {
 		_, err := usher(t, strings.Fields(args)...)
 		add(err)
 	}

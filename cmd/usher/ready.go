@@ -15,11 +15,12 @@ import (
 )
 
 // readiness decides what /readyz answers. Usher is ready while it can serve Envoys: its source answers, or at least
-// one gateway has a set. An outage of the source must not make all Ushers unready at once: each of them still has
-// what Envoys need.
+// one gateway has a set, or is saved in the state directory. An outage of the source must not make all Ushers unready at
+// once: each of them still has what Envoys need.
 type readiness struct {
 	source    readinessChecker
-	balancers warner // nil outside Kubernetes
+	saved     func() bool // reports whether there is a saved state to serve; nil without a state directory
+	balancers warner      // nil outside Kubernetes
 	plane     interface{ HasSet() bool }
 	problems  interface {
 		Current() []controlplane.Reported
@@ -38,17 +39,20 @@ func (r *readiness) Ready() error {
 	switch {
 	case r.draining.Load():
 		return errShuttingDown
-	case err != nil && !r.plane.HasSet():
+	case err != nil && !r.canServe():
 		return err
 	}
 	return nil
 }
 
+// canServe reports whether there is something to serve while the source does not answer.
+func (r *readiness) canServe() bool { return r.plane.HasSet() || r.saved != nil && r.saved() }
+
 // Warning implements readinessChecker, with a line for each warning. It starts with the reason why the source does
 // not answer, and leaves out what Ready returns.
 func (r *readiness) Warning() string {
 	var warnings []string
-	if since, err := r.checkSource(); err != nil && r.plane.HasSet() {
+	if since, err := r.checkSource(); err != nil && r.canServe() {
 		warnings = append(warnings,
 			fmt.Sprintf("%v (since %s); Envoys keep the last valid configuration", err, since.UTC().Format(time.RFC3339)))
 	}

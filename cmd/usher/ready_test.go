@@ -104,6 +104,9 @@ func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 		if err := r.Ready(); !errors.Is(err, refused) {
 			t.Errorf("away, without a set: %v, want %v", err, refused)
 		}
+		r.saved = func() bool { return true }
+		is("away, with a saved state", nil, away)
+		r.saved = nil
 		*plane = true
 		is("away, with a set", nil, away)
 		source.set(refused, "slow")

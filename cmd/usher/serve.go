@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/internal/configdir"
 	"github.com/usherproxy/usher/internal/configfile"
 	"github.com/usherproxy/usher/internal/controlplane"
@@ -34,7 +35,14 @@ func serve(ctx context.Context, o serveOptions) error {
 
 	// 2. The sources: Consul or files, Kubernetes, what Envoys report, and the config file.
 	problems := controlplane.NewProblems(log, metrics)
-	source, authorizer, client, err := o.newSource(log, metrics, problems)
+	state, err := o.openStateDir(log)
+	if err != nil {
+		return err
+	}
+	if state != nil {
+		defer state.Close()
+	}
+	source, authorizer, client, err := o.newSource(log, metrics, problems, state)
 	if err != nil {
 		return err
 	}
@@ -70,6 +78,9 @@ func serve(ctx context.Context, o serveOptions) error {
 		return err
 	}
 	ready := &readiness{source: source, balancers: balancers, plane: plane, problems: problems}
+	if w, ok := source.(*consul.Watcher); ok {
+		ready.saved = w.HasSaved
+	}
 	admin, err := newAdmin(ctx, o.admin, log, metrics, ready)
 	if err != nil {
 		return err

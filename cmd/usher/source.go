@@ -19,6 +19,7 @@ import (
 	"github.com/usherproxy/usher/internal/kubeapi"
 	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/statedir"
 	"github.com/usherproxy/usher/internal/tokenreview"
 	"github.com/usherproxy/usher/xds"
 )
@@ -31,12 +32,12 @@ type configSource interface {
 }
 
 // newSource returns the source that the flags select, the authorizer that goes with it, and the client of Consul that both
-// use; nil for files.
+// use; nil for files. state may be nil.
 func (o serveOptions) newSource(
-	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
+	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, state *statedir.Dir,
 ) (configSource, xds.Authorizer, *consul.Client, error) {
 	if o.configDir == "" {
-		return o.newConsulSource(log, metrics, problems)
+		return o.newConsulSource(log, metrics, problems, state)
 	}
 	if o.dataplaneAddr != "" {
 		return nil, nil, nil, errors.New("--dataplane-addr: consul-dataplane needs Consul; remove --config-dir, or --dataplane-addr")
@@ -71,16 +72,17 @@ func (o serveOptions) newQuietConsulClient() (*consul.Client, error) {
 
 // newConsulSource returns the source and the authorizer that use Consul, and their client.
 func (o serveOptions) newConsulSource(
-	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
+	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, state *statedir.Dir,
 ) (configSource, xds.Authorizer, *consul.Client, error) {
 	client, err := o.newConsulClient(log, metrics, problems)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	authorizer := consulAuthorizer{
-		client: client,
-		consul: consul.NewAuthorizer(client, consul.AuthorizerOptions{StaleIfError: o.staleIfError, BearerAuthMethod: o.envoyLoginAuthMethod}),
+	options := consul.AuthorizerOptions{StaleIfError: o.staleIfError, BearerAuthMethod: o.envoyLoginAuthMethod}
+	if state != nil {
+		options.Store = state
 	}
+	authorizer := consulAuthorizer{client: client, consul: consul.NewAuthorizer(client, options)}
 	if o.tokenReview {
 		kubernetes, err := kubeapi.ConnectUnlimited(o.kubeconfig)
 		if errors.Is(err, kubeapi.ErrNotInCluster) {
@@ -96,7 +98,7 @@ func (o serveOptions) newConsulSource(
 		})
 		authorizer.pods = newPodCheck(reviewer, client)
 	}
-	return consul.NewWatcher(client, consul.WatcherOptions{}), authorizer, client, nil
+	return consul.NewWatcher(client, consul.WatcherOptions{State: state}), authorizer, client, nil
 }
 
 // balancerSource watches the load balancers that listeners with the mode auto follow.

@@ -82,7 +82,7 @@ func (o *viewOptions) view(ctx context.Context) (*gatewayView, error) {
 		return nil, err
 	}
 	log, metrics := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	source, _, client, err := o.serve.newSource(log, metrics, controlplane.NewProblems(log, metrics))
+	source, _, client, err := o.serve.newSource(log, metrics, controlplane.NewProblems(log, metrics), nil)
 	if err != nil {
 		return nil, err
 	}

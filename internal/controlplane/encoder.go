@@ -3,6 +3,7 @@ package controlplane
 import (
 	"log/slog"
 	"slices"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -160,7 +161,7 @@ func (e *encoder) compile(in *gateway.Instance, envoy gateway.Envoy, before comp
 		now.problems = append(now.problems, t.problems...)
 	}
 	now.heldBack = slices.Concat(res.HeldBackListeners, now.types[xds.Listener].invalid)
-	now.set = resourceSetOf(now.types, before.set)
+	now.set = resourceSetOf(now.types, e.snapshot.Restored, before.set)
 	return now
 }
 
@@ -180,10 +181,10 @@ func (e *encoder) encode(before *encodedType, d desired) *encodedType {
 	return t
 }
 
-// setOf returns the set of the encoded types: the one before if it has the same collections.
-func resourceSetOf(types [xds.NumTypes]*encodedType, before *xds.Set) *xds.Set {
+// resourceSetOf returns the set of the encoded types: the one before if it has the same collections and the same mark.
+func resourceSetOf(types [xds.NumTypes]*encodedType, restored time.Time, before *xds.Set) *xds.Set {
 	var collections [xds.NumTypes]*xds.Collection
-	changed := before == nil
+	changed := before == nil || !before.Restored().Equal(restored)
 	for t, encoded := range types {
 		collections[t] = encoded.collection
 		changed = changed || before.Collection(xds.Type(t)) != encoded.collection
@@ -191,7 +192,7 @@ func resourceSetOf(types [xds.NumTypes]*encodedType, before *xds.Set) *xds.Set {
 	if !changed {
 		return before
 	}
-	return xds.NewSet(collections)
+	return xds.NewSet(collections).AsRestored(restored)
 }
 
 // equalSets reports whether an Envoy would get the same from both sets.

@@ -3,12 +3,14 @@ package controlplane
 import (
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/listeners"
+	"github.com/usherproxy/usher/xds"
 )
 
 func TestSetsOfRemovedInstancesAreDropped(t *testing.T) {
@@ -23,5 +25,26 @@ func TestSetsOfRemovedInstancesAreDropped(t *testing.T) {
 	p.startGeneration(snapshot(here, &gateway.Instance{Node: "new", ServiceID: "edge"}), evidence.Key{})
 	if len(p.latest) != 1 {
 		t.Errorf("%d sets are held, want the one of the instance that is registered", len(p.latest))
+	}
+}
+
+// A set has the mark of its snapshot. If only the mark goes, the resources stay the same, and nothing is encoded.
+func TestTheSetOfARestoredSnapshotHasItsMark(t *testing.T) {
+	p := newEncoder(NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler), func(evidence.Key) compiler { return new(listeners.Compiler) })
+	here := &gateway.Instance{Node: "here", ServiceID: "edge"}
+	setFor := func(restored time.Time) *xds.Set {
+		s := snapshot(here)
+		s.Restored = restored
+		p.startGeneration(s, evidence.Key{})
+		set, _ := p.resourceSetFor(here, edge)
+		return set
+	}
+	at := time.Now()
+	first, second, current := setFor(at), setFor(at), setFor(time.Time{})
+	if !first.Restored().Equal(at) || second != first {
+		t.Errorf("the set is restored at %v, want %v, and the same for an equal snapshot: %t", first.Restored(), at, second == first)
+	}
+	if !current.Restored().IsZero() || !equalSets(current, first) || current.Collection(xds.Listener) != first.Collection(xds.Listener) {
+		t.Errorf("when the source answers the same, the set is restored at %v, or its resources are other ones", current.Restored())
 	}
 }

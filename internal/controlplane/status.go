@@ -168,7 +168,7 @@ func (v *view) status(id gateway.ID, connected connectedEnvoys) status.Gateway {
 		return g
 	}
 	s := v.snapshot
-	g.Known, g.Entry, g.Instances = true, s.Entry != nil, len(s.Instances)
+	g.Known, g.Entry, g.Instances, g.Restored = true, s.Entry != nil, len(s.Instances), s.Restored
 	if s.Entry == nil {
 		return g
 	}
@@ -305,7 +305,9 @@ func envoyStatus(id gateway.ID, c *xds.Client, candidates []*gateway.Instance) s
 	return e
 }
 
-var syncs = [...]status.Sync{xds.Pending: status.Pending, xds.Stale: status.Stale, xds.Refused: status.Refused, xds.Synced: status.Synced}
+var syncs = [...]status.Sync{
+	xds.Pending: status.Pending, xds.Stale: status.Stale, xds.Refused: status.Refused, xds.Synced: status.Synced, xds.Waiting: status.Waiting,
+}
 
 func typeStatus(t xds.Type, state xds.ClientType) status.Type {
 	s := status.Type{Type: t.String(), Sync: syncs[state.Sync], Since: state.Since}

@@ -51,6 +51,9 @@ func TestStatusOfAGateway(t *testing.T) {
 		r.wantGateways("without a snapshot", none, status.Gateway{Name: "edge", Envoys: 1, Listeners: []status.Listener{}})
 		r.put(&gateway.Snapshot{ID: gateway.ID{Name: "edge"}, Plain: true})
 		r.wantGateways("without an entry", none, status.Gateway{Name: "edge", Known: true, Envoys: 1, Listeners: []status.Listener{}})
+		saved := time.Date(2026, 1, 31, 8, 30, 0, 0, time.UTC)
+		r.put(&gateway.Snapshot{ID: gateway.ID{Name: "edge"}, Plain: true, Restored: saved})
+		r.wantGateways("restored", none, status.Gateway{Name: "edge", Known: true, Envoys: 1, Restored: saved, Listeners: []status.Listener{}})
 
 		a, b := &gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge-2"}
 		s := snapshot(a, b)

@@ -141,6 +141,7 @@ type clientType struct {
 // statuses are those of a type.
 var statuses = [...]statusv3.ConfigStatus{
 	xds.Pending: statusv3.ConfigStatus_NOT_SENT, xds.Stale: statusv3.ConfigStatus_STALE,
+	xds.Waiting: statusv3.ConfigStatus_NOT_SENT,
 	xds.Refused: statusv3.ConfigStatus_ERROR, xds.Synced: statusv3.ConfigStatus_SYNCED,
 }
 

@@ -55,7 +55,7 @@ func client(t *testing.T, id string, sync xds.Sync) *xds.Client {
 	switch sync {
 	case xds.Synced:
 		c.Types[xds.Listener].Accepted = current
-	case xds.Pending, xds.Stale:
+	case xds.Pending, xds.Stale, xds.Waiting:
 		c.Types[xds.Listener].Unsettled = &map[string]xds.Sync{"one": sync}
 	case xds.Refused:
 		c.Types[xds.Listener].Rejection = &xds.Rejection{Version: "v", Resources: []string{"one"}, Message: "address in use"}
@@ -76,6 +76,7 @@ func TestEachTypeHasItsStatus(t *testing.T) {
 	for sync, want := range map[xds.Sync]statusv3.ConfigStatus{
 		xds.Synced: statusv3.ConfigStatus_SYNCED, xds.Pending: statusv3.ConfigStatus_NOT_SENT,
 		xds.Stale: statusv3.ConfigStatus_STALE, xds.Refused: statusv3.ConfigStatus_ERROR,
+		xds.Waiting: statusv3.ConfigStatus_NOT_SENT,
 	} {
 		c := client(t, "edge-1", sync)
 		configs := fetch(t, []*xds.Client{c}, &statusv3.ClientStatusRequest{ExcludeResourceContents: true})
@@ -102,6 +103,7 @@ func TestEachResourceHasItsStatusAndContent(t *testing.T) {
 	for sync, want := range map[xds.Sync]statusv3.ConfigStatus{
 		xds.Synced: statusv3.ConfigStatus_SYNCED, xds.Pending: statusv3.ConfigStatus_NOT_SENT,
 		xds.Stale: statusv3.ConfigStatus_STALE, xds.Refused: statusv3.ConfigStatus_ERROR,
+		xds.Waiting: statusv3.ConfigStatus_NOT_SENT,
 	} {
 		c := client(t, "edge-1", sync)
 		generics := fetch(t, []*xds.Client{c}, &statusv3.ClientStatusRequest{})[0].GenericXdsConfigs

@@ -105,6 +105,10 @@ type Snapshot struct {
 
 	// Problems found while reading: bad settings, unreadable parts.
 	Problems []problem.Problem
+
+	// Restored is when the oldest part was saved that comes from the state directory, because the source has not answered
+	// since Usher started. Zero: every part is from the source.
+	Restored time.Time
 }
 
 // MeshGatewayKey names a partition of a datacenter as Consul does: "dc1" is the default partition, and "east.dc1"

@@ -15,7 +15,7 @@ import (
 // parts are the arguments of Run. They have series from the start, so that the first panic is an increase for Prometheus.
 var parts = []string{
 	"admission", "balancer", "certificate", "compile", "consul answer", "consul snapshot", "dataplane", "dataplane call", "evidence",
-	"filewatch", "kubernetes", "names", "stream", "watch", "worker",
+	"filewatch", "kubernetes", "names", "state", "stream", "watch", "worker",
 }
 
 func init() {

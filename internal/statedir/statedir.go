@@ -45,7 +45,7 @@ type Dir struct {
 // returns an error, also in other processes.
 func Open(path string, key []byte) (*Dir, error) {
 	if len(key) > 0 && len(key) < MinKey {
-		return nil, fmt.Errorf("the key of the state directory has %d bytes; use one of at least %d random bytes (openssl rand -base64 32)", len(key), MinKey)
+		return nil, fmt.Errorf("the key of the state directory has %d bytes; use at least %d random ones, such as those of \"openssl rand -hex 32\"", len(key), MinKey)
 	}
 	lock, err := lockDir(path)
 	if err != nil {

@@ -62,8 +62,11 @@ type Gateway struct {
 	Entry bool `json:"entry"`
 	// Instances is how many instances are registered, and Envoys how many are connected to this Usher. Others can be
 	// connected to other replicas, or get their configuration from Consul itself.
-	Instances int        `json:"instances"`
-	Envoys    int        `json:"envoys"`
+	Instances int `json:"instances"`
+	Envoys    int `json:"envoys"`
+	// Restored is when the oldest part was saved that Usher uses of its state directory, because the source has not answered
+	// since Usher started. Zero: every part is from the source.
+	Restored  time.Time  `json:"restored,omitzero"`
 	Listeners []Listener `json:"listeners"` // by port
 }
 
@@ -178,6 +181,9 @@ const (
 	Pending Sync = "pending" // there is something that it has not been sent yet, or there is nothing to send yet
 	Stale   Sync = "stale"   // it was sent something, and has not answered
 	Refused Sync = "refused" // it has refused the last update, and none has been accepted since
+	// Waiting means that it keeps what it has until the source answers: what Usher has is from its state directory, differs,
+	// and may be older.
+	Waiting Sync = "waiting"
 )
 
 // Problem is a current problem.

@@ -58,6 +58,11 @@ func (t *text) ushers() {
 		for _, warning := range s.Usher.Warnings {
 			fmt.Fprintf(&t.out, "  %s\n", warning)
 		}
+		for _, g := range s.Gateways {
+			if !g.Restored.IsZero() {
+				fmt.Fprintf(&t.out, "  gateway %s is from the state directory, where it was saved %s ago\n", g.Name, s.age(g.Restored))
+			}
+		}
 	}
 }
 

@@ -104,6 +104,7 @@ func TestWideTablesOfSeveralUshers(t *testing.T) {
 	quiet := &status.State{
 		Time: now, Usher: status.Usher{Version: "v1.2.3", Started: now, Reason: "usher is shutting down"},
 		Source:   status.Source{Type: status.Consul, Error: "consul at 127.0.0.1:8500: connection refused", Since: ago(20 * time.Second)},
+		Gateways: []status.Gateway{{Name: "edge", Known: true, Entry: true, Instances: 1, Restored: ago(2 * time.Hour)}},
 		Problems: state().Problems[1:],
 	}
 	answers := []status.Answer{{Address: "one:1", State: state()}, {Address: "two:1", State: quiet}, {Address: "three:1", Error: "connection refused"}}
@@ -111,6 +112,7 @@ func TestWideTablesOfSeveralUshers(t *testing.T) {
 one:1: usher v1.2.3, up 3h, ready; Consul answers; 3 Envoys
   Service consul/edge, listener 8080: grace period
 two:1: usher v1.2.3, up 0s, not ready: usher is shutting down; the source (consul) has not answered for 20s: consul at 127.0.0.1:8500: connection refused; 0 Envoys
+  gateway edge is from the state directory, where it was saved 120m ago
 three:1: connection refused
 
 USHER  GATEWAY  PORT  PROTOCOL       MODE    IN FORCE               GRACE    INSTANCES                       SET IN          WHY
@@ -122,6 +124,7 @@ one:1  empty    -     -              -       -                      -        -  
 one:1  lost     -     -              -       -                      -        -                               -               no instance of it is registered
 one:1  new      -     -              -       -                      -        -                               -               nothing is known about it yet
 one:1  none     -     -              -       -                      -        -                               -               it has no ingress-gateway config entry
+two:1  edge     -     -              -       -                      -        -                               -               its config entry has no listeners
 
 USHER  GATEWAY  INSTANCE  NODE  ADDRESS      ENVOY    PROTOCOL                        CONNECTED  CLUSTER                    LISTENER                  ROUTE
 one:1  edge     edge-1    a     10.0.0.7     1.36.2   delta                           60m        synced 60m, 12 (ab7d7063)  refused 90s               stale 10s

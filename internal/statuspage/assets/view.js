@@ -58,6 +58,7 @@ function badge(level, text, title) {
 const syncs = {
   refused: ["bad", "✕", "the Envoy refuses the last update"],
   stale: ["warn", "!", "the Envoy has not answered the last update"],
+  waiting: ["warn", "…", "the Envoy keeps what it has until the source answers: what Usher has is from its state directory and may be older"],
   pending: ["busy", "…", "there is something to send"],
   synced: ["good", "✓", "the Envoy has everything"],
 };

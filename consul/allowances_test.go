@@ -1,0 +1,342 @@
+package consul
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/usherproxy/usher/internal/gateway"
+)
+
+// memoryStore is a Store in memory.
+type memoryStore struct {
+	mu                sync.Mutex
+	content           map[string][]byte
+	writes            int
+	noWrite, noRemove error
+}
+
+func (s *memoryStore) Write(name string, payload []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writes++
+	if s.noWrite != nil {
+		return s.noWrite
+	}
+	if s.content == nil {
+		s.content = map[string][]byte{}
+	}
+	s.content[name] = payload
+	return nil
+}
+
+func (s *memoryStore) Read(name string) ([]byte, time.Time, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	payload, ok := s.content[name]
+	if !ok {
+		return nil, time.Time{}, fs.ErrNotExist
+	}
+	return payload, time.Time{}, nil
+}
+
+func (s *memoryStore) Remove(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.noRemove != nil {
+		return s.noRemove
+	}
+	delete(s.content, name)
+	return nil
+}
+
+func (s *memoryStore) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
+func (s *memoryStore) saved() []byte {
+	payload, _, _ := s.Read(allowancesName)
+	return payload
+}
+
+// inBubble runs a scenario in a bubble with allowances in the store that are being saved.
+func inBubble(t *testing.T, s *memoryStore, scenario func(a *allowances)) (log string) {
+	t.Helper()
+	var text strings.Builder
+	synctest.Test(t, func(t *testing.T) {
+		a := newAllowances(s, time.Hour, slog.New(slog.NewTextHandler(&text, nil)))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			a.run(ctx)
+		}()
+		scenario(a)
+		cancel()
+		<-done
+	})
+	return text.String()
+}
+
+// restarted returns what the next process knows.
+func restarted(s *memoryStore, maxAge time.Duration) *allowances {
+	return newAllowances(s, maxAge, slog.New(slog.DiscardHandler))
+}
+
+// A restarted Usher allows exactly the tokens that the one before would: by any Envoy, for the same gateway.
+func TestARestartedAuthorizerRemembersWhomConsulAllowed(t *testing.T) {
+	store, consul := &memoryStore{}, &tokenServer{allowed: map[string]bool{"good": true, "weak": true}}
+	before, _ := serveTokens(t, consul, AuthorizerOptions{StaleIfError: time.Hour, Store: store})
+	for _, token := range []string{"good", "weak", "bad"} {
+		_ = before.Authorize(t.Context(), Caller{Token: token, Address: "198.18.0.20"}, theGateway)
+	}
+	consul.set(func() { consul.allowed["weak"] = false })
+	_ = before.Authorize(t.Context(), Caller{Token: "weak", Again: true}, theGateway)
+	before.Close()
+
+	consul.set(func() { consul.status = http.StatusInternalServerError })
+	after, log := serveTokens(t, consul, AuthorizerOptions{StaleIfError: time.Hour, Store: store})
+	for _, address := range []string{"198.18.0.20", "198.18.0.21"} {
+		if err := after.Authorize(t.Context(), Caller{Token: "good", Address: address}, theGateway); err != nil {
+			t.Errorf("the token that Consul allowed, from %s: %v", address, err)
+		}
+	}
+	for _, who := range []struct {
+		token string
+		id    gateway.ID
+	}{{"", theGateway}, {"bad", theGateway}, {"weak", theGateway}, {"unseen", theGateway}, {"good", gateway.ID{Name: "other"}}} {
+		if err := after.Authorize(t.Context(), Caller{Token: who.token}, who.id); err == nil || isDecision(err) {
+			t.Errorf("%q for %s: %v, want that Consul does not answer", who.token, who.id, err)
+		}
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "consul does not answer ACL checks") {
+		t.Errorf("the log:\n%s", log)
+	}
+	for _, secret := range []string{"good", "weak", "bad"} {
+		if bytes.Contains(store.saved(), []byte(secret)) {
+			t.Errorf("the store has the token %q:\n%s", secret, store.saved())
+		}
+	}
+}
+
+func TestARestartedAuthorizerRemembersABearerTokenUntilItExpires(t *testing.T) {
+	store, consul := &memoryStore{}, newLoginConsul(map[string]string{})
+	var known, renewed string
+	runLoginsWith(t, consul, store, func(t *testing.T, a *Authorizer) {
+		known, renewed = podJWT(1), podJWT(2)
+		consul.accounts[known], consul.accounts[renewed] = "gateway", "gateway"
+		mustOpen(t, a, known)
+	})
+	consul.silent = true
+	runLoginsWith(t, consul, store, func(t *testing.T, a *Authorizer) {
+		mustOpen(t, a, known).end()
+		if s, err := open(t, a, renewed); err == nil || isDecision(err) {
+			t.Errorf("a token that Consul has not seen: %v, want no answer", err)
+		} else {
+			s.end()
+		}
+		time.Sleep(59*time.Minute + 59*time.Second)
+		if _, err := open(t, a, known); !errors.Is(err, ErrBearerExpired) {
+			t.Errorf("after its expiry: %v, want ErrBearerExpired", err)
+		}
+	})
+}
+
+// A refusal is in the store at once, so that even a killed Usher does not accept the token any more.
+func TestARefusalIsSavedAtOnce(t *testing.T) {
+	store, key := &memoryStore{}, aclKey{1}
+	inBubble(t, store, func(a *allowances) {
+		a.add(key)
+		time.Sleep(time.Hour / 2)
+		if !restarted(store, time.Hour).counts(key) {
+			t.Error("the allowance is not saved")
+		}
+		a.remove(key)
+		synctest.Wait()
+		if restarted(store, time.Hour).counts(key) {
+			t.Error("the refused token is still saved")
+		}
+	})
+}
+
+func TestWhatIsRefusedDoesNotStayInAStoreThatIsFull(t *testing.T) {
+	store, kept, refused := &memoryStore{}, aclKey{1}, aclKey{2}
+	log := inBubble(t, store, func(a *allowances) {
+		a.add(kept)
+		a.add(refused)
+		time.Sleep(time.Minute)
+		store.set(func() { store.noWrite = errors.New("no space left on device") })
+		a.add(kept)
+		time.Sleep(2 * allowancesInterval)
+		if !restarted(store, time.Hour).counts(kept) {
+			t.Error("the last good state is gone, although nothing in it is refused")
+		}
+		store.set(func() { store.noRemove = errors.New("read-only file system") })
+		a.remove(refused)
+		time.Sleep(2 * allowancesInterval)
+		store.set(func() { store.noRemove = nil })
+		time.Sleep(2 * allowancesInterval)
+		if store.saved() != nil {
+			t.Error("the store has the refused token")
+		}
+		store.set(func() { store.noWrite = nil })
+		time.Sleep(2 * allowancesInterval)
+		next := restarted(store, time.Hour)
+		if !next.counts(kept) || next.counts(refused) {
+			t.Error("after the fault, the store does not have what counts")
+		}
+	})
+	if strings.Count(log, "cannot save") != 1 || strings.Count(log, "is saved again") != 1 {
+		t.Errorf("the log:\n%s", log)
+	}
+}
+
+// Many changes cause few writes, and none of them is lost.
+func TestChangesAreSavedTogether(t *testing.T) {
+	store := &memoryStore{}
+	inBubble(t, store, func(a *allowances) {
+		const callers = 1000
+		for i := range callers {
+			a.add(aclKey{byte(i), byte(i >> 8)})
+		}
+		time.Sleep(2 * allowancesPause)
+		next := restarted(store, time.Hour)
+		if n := next.allow.Len(); n != callers || store.writes > 2 {
+			t.Errorf("%d of %d callers are saved, in %d writes", n, callers, store.writes)
+		}
+		store.writes = 0
+		for range 100 { // the same ones are checked again and again
+			for i := range callers {
+				a.add(aclKey{byte(i), byte(i >> 8)})
+			}
+			time.Sleep(6 * time.Second)
+		}
+		if store.writes == 0 || store.writes > 11 {
+			t.Errorf("%d writes in ten minutes", store.writes)
+		}
+		time.Sleep(2 * allowancesInterval)
+		store.writes = 0
+		time.Sleep(time.Hour)
+		if store.writes != 0 {
+			t.Errorf("%d writes while nothing has changed", store.writes)
+		}
+	})
+}
+
+func TestSavedAllowancesAreBounded(t *testing.T) {
+	store := &memoryStore{}
+	a := restarted(store, time.Hour)
+	for i := range maxAllowed + 10 {
+		a.add(aclKey{byte(i), byte(i >> 8), byte(i >> 16)})
+	}
+	a.save()
+	next := restarted(store, time.Hour)
+	if n := next.allow.Len(); n != maxAllowed || next.counts(aclKey{}) || !next.counts(aclKey{9, 0, 1}) {
+		t.Errorf("%d callers; the first one: %t", n, next.counts(aclKey{}))
+	}
+	if size := len(store.saved()); size > 6<<20 {
+		t.Errorf("they take %d bytes", size)
+	}
+}
+
+// An allowance counts for the same time as without a restart, and not longer because a clock is wrong.
+func TestASavedAllowanceCountsForABoundedTime(t *testing.T) {
+	now := time.Now()
+	for what, test := range map[string]struct {
+		at     time.Time
+		maxAge time.Duration
+		counts bool
+	}{
+		"in time":                       {now.Add(-59 * time.Minute), time.Hour, true},
+		"too old":                       {now.Add(-61 * time.Minute), time.Hour, false},
+		"the flag is shorter now":       {now.Add(-59 * time.Minute), 30 * time.Minute, false},
+		"the clock was corrected a bit": {now.Add(10 * time.Second), time.Hour, true},
+		"the clock was an hour ahead":   {now.Add(time.Hour), time.Hour, false},
+		"no clock":                      {time.Unix(0, 0), time.Hour, false},
+	} {
+		for _, off := range []bool{false, true} {
+			store, key := &memoryStore{}, aclKey{1}
+			saved := &savedAllowances{Key: make([]byte, hashSize), Allowed: []savedAllowance{{key[:], test.at.Unix()}}}
+			if off {
+				saved.Allowed, saved.ACLsOff = nil, test.at.Unix()
+			}
+			_ = store.Write(allowancesName, saved.encode())
+			if got := restarted(store, test.maxAge).counts(key); got != test.counts {
+				t.Errorf("%s, ACLs off %t: it counts: %t", what, off, got)
+			}
+		}
+	}
+}
+
+// The time of an allowance is known from its age, also if the clock is set meanwhile.
+func TestTheSavedTimeFollowsTheClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		at := time.Now()
+		time.Sleep(time.Minute)
+		if got := wallTime(at, time.Now()); got != at.Unix() {
+			t.Errorf("%v, want %v", time.Unix(got, 0), at)
+		}
+	})
+}
+
+// That Consul's ACLs are off is as good as a permission for all, and ends as soon as they are on.
+func TestARestartedAuthorizerRemembersThatACLsAreOff(t *testing.T) {
+	store, stranger := &memoryStore{}, aclKey{7}
+	inBubble(t, store, func(a *allowances) {
+		a.setACLsOff(true)
+		synctest.Wait()
+		if next := restarted(store, time.Hour); !next.counts(stranger) {
+			t.Error("the next process does not know that ACLs are off")
+		}
+		time.Sleep(2 * allowancesPause)
+		a.setACLsOff(false)
+		a.add(aclKey{1})
+		synctest.Wait()
+		if next := restarted(store, time.Hour); next.counts(stranger) || !next.counts(aclKey{1}) {
+			t.Error("the next process believes that ACLs are off")
+		}
+	})
+}
+
+func TestWithoutATimeNothingIsSaved(t *testing.T) {
+	store := &memoryStore{}
+	a := restarted(store, time.Hour)
+	a.add(aclKey{1})
+	a.save()
+	off := restarted(store, 0)
+	if store.saved() != nil || off.counts(aclKey{1}) {
+		t.Error("--authorization-stale-if-error 0s leaves what was saved before")
+	}
+	off.add(aclKey{1})
+	off.save()
+	if store.saved() != nil {
+		t.Error("with --authorization-stale-if-error 0s something is saved")
+	}
+}
+
+func TestWhatUsherHasNotWrittenIsNotRemembered(t *testing.T) {
+	key := fmt.Sprintf("%q", bytes.Repeat([]byte("A"), 43)) // base64 of too few bytes
+	for _, payload := range []string{"", "null", "[]", "{}", `{"key":"AAAA"}`, `{"key":` + key + `}`, `{"key":1}`,
+		`{"key":"` + strings.Repeat("A", 43) + `=","allowed":[{"hash":"AAAA","at":1}]}`, `{"key":"` + strings.Repeat("A", 43) + `=","allowed":[null]}`} {
+		store := &memoryStore{content: map[string][]byte{allowancesName: []byte(payload)}}
+		var log strings.Builder
+		a := newAllowances(store, time.Hour, slog.New(slog.NewTextHandler(&log, nil)))
+		if n := a.allow.Len(); n != 0 || a.key == [hashSize]byte{} {
+			t.Errorf("%s: %d callers are remembered, the key is %x", payload, n, a.key)
+		}
+		if strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "cannot read which tokens consul has allowed before") {
+			t.Errorf("%s: the log:\n%s", payload, &log)
+		}
+	}
+}

@@ -1,0 +1,722 @@
+package consul
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/statedir"
+)
+
+var stateKey = []byte("a secret of the operator")
+
+// savedState is a state directory whose Ushers run one after the other.
+type savedState struct {
+	path string
+	key  []byte
+}
+
+func newSavedState(t *testing.T, key []byte) *savedState {
+	t.Helper()
+	return &savedState{path: filepath.Join(t.TempDir(), "state"), key: key}
+}
+
+func (s *savedState) open(t *testing.T) *statedir.Dir {
+	t.Helper()
+	dir, err := statedir.Open(s.path, s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	return dir
+}
+
+// file returns the path of the only file of a gateway.
+func (s *savedState) file(t *testing.T) string {
+	t.Helper()
+	list, err := filepath.Glob(filepath.Join(s.path, savedPrefix+"*.state"))
+	if err != nil || len(list) != 1 {
+		t.Fatalf("files %q, %v; want one", list, err)
+	}
+	return list[0]
+}
+
+// statefulUsher is a Watcher with a state directory that watches the gateway, until stop.
+type statefulUsher struct {
+	*testWatch
+	watcher *Watcher
+	log     *logRecorder
+	client  *Client
+	stop    func() // saves what is not saved yet
+}
+
+func (c *fakeConsul) usherWithState(t *testing.T, s *savedState, restoreAfter time.Duration) *statefulUsher {
+	t.Helper()
+	u := &statefulUsher{log: &logRecorder{}}
+	u.client = c.client(t, u.log)
+	dir := s.open(t)
+	u.watcher = NewWatcher(u.client, WatcherOptions{HealthTimeout: time.Minute, AnswerTimeout: time.Second, State: dir})
+	u.watcher.manager.restoreAfter = restoreAfter
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- u.watcher.Run(ctx) }()
+	u.testWatch = start(t, u.watcher, "gateway")
+	stopWatch := u.testWatch.stop
+	ended := false
+	u.stop = func() {
+		if ended {
+			return
+		}
+		ended = true
+		stopWatch()
+		cancel()
+		if err := errors.Join(<-done, dir.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(u.stop)
+	return u
+}
+
+// save runs an Usher until the gateway is saved, and returns its snapshot.
+func (c *fakeConsul) save(t *testing.T, s *savedState) *gateway.Snapshot {
+	t.Helper()
+	u := c.usherWithState(t, s, time.Minute)
+	saved := u.next(t, anyOne)
+	u.stop()
+	if !saved.Restored.IsZero() {
+		t.Fatalf("Consul answers, and the snapshot is from %v", saved.Restored)
+	}
+	return saved
+}
+
+// asBefore compares snapshots but for whether they are restored.
+var asBefore = append(slices.Clone(snapshots), cmpopts.IgnoreFields(gateway.Snapshot{}, "Restored", "Problems"))
+
+// outages are ways in which Consul gives no answer.
+var outages = map[string]func(c *fakeConsul){
+	"refuses connections": func(c *fakeConsul) { c.server.Close() },
+	"is silent":           func(c *fakeConsul) { c.setAll(reply{silent: true}) },
+	"answers 500":         func(c *fakeConsul) { c.setAll(reply{status: http.StatusInternalServerError, body: "no"}) },
+	"answers 403":         func(c *fakeConsul) { c.setAll(reply{status: http.StatusForbidden, body: "Permission denied"}) },
+	"answers garbage":     func(c *fakeConsul) { c.setAll(reply{body: "<html>"}) },
+	"has no leader":       func(c *fakeConsul) { c.setAll(reply{leaderless: true, body: "[]"}) },
+}
+
+// setAll gives all paths the same reply. It returns the replies before.
+func (c *fakeConsul) setAll(r reply) (before map[string]reply) {
+	c.mu.Lock()
+	before = c.replies
+	c.replies = map[string]reply{}
+	c.mu.Unlock()
+	for path := range before {
+		c.set(path, r)
+	}
+	return before
+}
+
+func TestAGatewayIsTheSameAfterARestartWithoutConsul(t *testing.T) {
+	for name, begin := range outages {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
+			want := c.save(t, state)
+			begin(c)
+			u := c.usherWithState(t, state, 10*time.Millisecond)
+			got := u.next(t, anyOne)
+			if diff := cmp.Diff(want, got, asBefore); diff != "" {
+				t.Errorf("before -, after the restart +:\n%s", diff)
+			}
+			if age := time.Since(got.Restored); age < 0 || age > time.Hour {
+				t.Errorf("restored from %v", got.Restored)
+			}
+			if !u.watcher.HasSaved() {
+				t.Error("the watcher says that nothing is saved")
+			}
+		})
+	}
+}
+
+func TestConsulsAnswersReplaceTheSavedOnes(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
+	want := c.save(t, state)
+	replies := c.setAll(reply{status: http.StatusInternalServerError, body: "no"})
+	u := c.usherWithState(t, state, time.Minute)
+	u.next(t, func(s *gateway.Snapshot) bool { return !s.Restored.IsZero() })
+	for path, r := range replies {
+		c.set(path, r)
+	}
+	c.set("/v1/health/connect/api", sidecar(9999, "passing"))
+	s := u.next(t, func(s *gateway.Snapshot) bool {
+		return s.Endpoints.Get("api").Endpoints[0].Port == 9999 && s.Restored.IsZero()
+	})
+	wantEqual(t, want.Chains, s.Chains)
+	u.stop()
+
+	c.setAll(reply{status: http.StatusInternalServerError, body: "no"})
+	s = c.usherWithState(t, state, time.Minute).next(t, anyOne)
+	if got := s.Endpoints.Get("api").Endpoints[0].Port; got != 9999 {
+		t.Errorf("port %d after another restart, want the last one", got)
+	}
+}
+
+func TestTheSavedStateIsNotUsedIfConsulAnswers(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
+	c.save(t, state)
+	c.set("/v1/health/connect/api", sidecar(9999, "passing"))
+	u := c.usherWithState(t, state, time.Minute)
+	s := u.next(t, anyOne)
+	if got := s.Endpoints.Get("api").Endpoints[0].Port; got != 9999 || !s.Restored.IsZero() {
+		t.Errorf("port %d, restored from %v; want only what Consul says", got, s.Restored)
+	}
+}
+
+// One query that Consul does not answer takes nothing away. After the answer timeout it is as if Usher had not been
+// restarted.
+func TestOneRefusalAfterARestartTakesNothingAway(t *testing.T) {
+	t.Parallel()
+	want := newFakeGatewayWithEverything(t).save(t, newSavedState(t, stateKey))
+	for path := range newFakeGatewayWithEverything(t).replies {
+		for name, refusal := range map[string]reply{
+			"403":       {status: http.StatusForbidden, body: "Permission denied"},
+			"no leader": {leaderless: true, body: "[]"},
+		} {
+			t.Run(path+" "+name, func(t *testing.T) {
+				t.Parallel()
+				c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
+				c.save(t, state)
+				c.set(path, refusal)
+				c.usherWithState(t, state, time.Minute).next(t, func(got *gateway.Snapshot) bool {
+					wantNothingLost(t, want, got)
+					return got.Restored.IsZero() && cmp.Equal(want, got, asBefore)
+				})
+			})
+		}
+	}
+}
+
+func TestAnExpiredCertificateIsNotServedAfterARestart(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithInstances(t, "web"), newSavedState(t, stateKey)
+	c.set("/v1/agent/connect/ca/leaf/gateway", reply{body: `{"CertPEM": "old", "PrivateKeyPEM": "key", "ValidBefore": "2020-01-02T03:04:05Z"}`})
+	c.save(t, state)
+	replies := c.setAll(reply{status: http.StatusInternalServerError, body: "no"})
+	u := c.usherWithState(t, state, time.Minute)
+	until(t, func() bool { return u.log.has("WARN usher does not use a saved answer, and waits for consul's") })
+	for path, r := range replies {
+		c.set(path, r)
+	}
+	c.set("/v1/agent/connect/ca/leaf/gateway", reply{body: `{"CertPEM": "new", "PrivateKeyPEM": "key"}`})
+	if s := u.next(t, anyOne); s.Leaf.CertPEM != "new" {
+		t.Errorf("the first snapshot has the certificate %q", s.Leaf.CertPEM)
+	}
+}
+
+func TestWithoutAKeyNoPrivateKeyIsSaved(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithInstances(t, "web"), newSavedState(t, nil)
+	c.set("/v1/agent/connect/ca/leaf/gateway", reply{body: `{"CertPEM": "cert", "PrivateKeyPEM": "the-private-key"}`})
+	want := c.save(t, state)
+	content, err := os.ReadFile(state.file(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, payload, _ := bytes.Cut(content, []byte("\n"))
+	_, payload, _ = bytes.Cut(payload, []byte("\n"))
+	g, err := decodeSaved(payload, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for q, a := range g.answers {
+		if bytes.Contains(a.body, []byte("the-private-key")) {
+			t.Errorf("the answer to %s is saved with a private key", q)
+		}
+	}
+
+	replies := c.setAll(reply{status: http.StatusInternalServerError, body: "no"})
+	u := c.usherWithState(t, state, time.Minute)
+	s := u.next(t, anyOne)
+	if s.Leaf != nil {
+		t.Errorf("there is a certificate: %v", s.Leaf)
+	}
+	wantEqual(t, want.Chains, s.Chains)
+	wantProblem(t, s, `certificate of gateway "gateway"`, "--state-key-file")
+	for path, r := range replies {
+		c.set(path, r)
+	}
+	s = u.next(t, func(s *gateway.Snapshot) bool { return s.Leaf != nil })
+	wantEqual(t, nil, s.Problems)
+}
+
+func TestAStateOfAnotherConsulIsNotUsed(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithInstances(t, "web"), newSavedState(t, stateKey)
+	c.save(t, state)
+	other := newFakeGatewayWithInstances(t, "web", "api")
+	other.setAll(reply{status: http.StatusInternalServerError, body: "no"})
+	u := other.usherWithState(t, state, time.Minute)
+	until(t, func() bool { return u.log.has("WARN usher does not use a saved state, and waits for consul's answers") })
+	if u.watcher.HasSaved() {
+		t.Error("the watcher says that it can serve from another Consul's state")
+	}
+	u.stop()
+	if len(u.snapshots) > 0 {
+		t.Errorf("a snapshot: %v", <-u.snapshots)
+	}
+}
+
+// Consul at the same address can be another cluster, which its trust domain shows.
+func TestAStateOfAnotherClusterIsNotUsed(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithInstances(t, "web"), newSavedState(t, stateKey)
+	c.save(t, state)
+	replies := c.setAll(reply{status: http.StatusInternalServerError, body: "no"})
+	c.set("/v1/connect/ca/roots", roots("another"))
+	u := c.usherWithState(t, state, time.Minute)
+	c.waitHandled(t, "/v1/connect/ca/roots", "/v1/agent/self", "/v1/config/mesh")
+	for path, r := range replies {
+		if path != "/v1/connect/ca/roots" {
+			c.set(path, r)
+		}
+	}
+	s := u.next(t, anyOne)
+	if s.Roots.TrustDomain != "another.consul" || !s.Restored.IsZero() {
+		t.Errorf("the first snapshot has the trust domain %s, and is restored from %v", s.Roots.TrustDomain, s.Restored)
+	}
+}
+
+func TestADamagedFileIsNotUsed(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithInstances(t, "web"), newSavedState(t, stateKey)
+	c.save(t, state)
+	content, err := os.ReadFile(state.file(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[len(content)/2] ^= 1
+	if err := os.WriteFile(state.file(t), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	replies := c.setAll(reply{status: http.StatusInternalServerError, body: "no"})
+	u := c.usherWithState(t, state, time.Minute)
+	if u.watcher.HasSaved() || !u.log.has("WARN usher does not use a saved state") {
+		t.Errorf("the log has no line about the damaged file")
+	}
+	for path, r := range replies {
+		c.set(path, r)
+	}
+	if s := u.next(t, anyOne); !s.Restored.IsZero() {
+		t.Errorf("restored from %v", s.Restored)
+	}
+}
+
+// A saved answer that the decoder refuses is left out alone. Another release of Usher may have saved it.
+func TestAnAnswerThatCannotBeDecodedIsNotUsed(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithInstances(t, "web"), newSavedState(t, nil)
+	c.save(t, state)
+	dir := state.open(t)
+	client := c.client(t, slog.DiscardHandler)
+	store := openStateStore(dir, client)
+	store.begin(gateway.ID{Name: "gateway"})
+	store.update(gateway.ID{Name: "gateway"}, map[query]queryResult{
+		healthQuery(&gateway.Target{Service: "web", Datacenter: "dc1"}, "dc1"): {answer: &answer{body: []byte("null")}},
+	})
+	store.writeAll()
+	dir.Close()
+	replies := c.setAll(reply{status: http.StatusInternalServerError, body: "no"})
+	u := c.usherWithState(t, state, time.Minute)
+	until(t, func() bool { return u.log.has("WARN usher does not use a saved answer, and waits for consul's") })
+	c.set("/v1/health/connect/web", replies["/v1/health/connect/web"])
+	if s := u.next(t, anyOne); s.Endpoints.Get("web") == nil || s.Entry == nil {
+		t.Errorf("endpoints %v, entry %v", s.Endpoints, s.Entry)
+	}
+}
+
+func TestAGatewayThatIsNotRegisteredIsForgotten(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithInstances(t, "web"), newSavedState(t, stateKey)
+	c.save(t, state)
+	u := c.usherWithState(t, state, time.Minute)
+	u.next(t, anyOne)
+	c.set("/v1/health/service/gateway", reply{body: "[]"})
+	u.next(t, func(s *gateway.Snapshot) bool { return len(s.Instances) == 0 })
+	u.stop()
+	if list, err := filepath.Glob(filepath.Join(state.path, savedPrefix+"*")); err != nil || len(list) > 0 {
+		t.Errorf("files %q, %v", list, err)
+	}
+}
+
+func TestTheProblemSaysWhatIsServed(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithInstances(t, "web"), newSavedState(t, stateKey)
+	c.save(t, state)
+	c.server.Close()
+	problems := make(chan []problem.Problem, 1000)
+	u := c.usherWithState(t, state, time.Minute)
+	u.client.report = func(source string, found []problem.Problem) {
+		if source == "queries to consul" {
+			problems <- found
+		}
+	}
+	s := u.next(t, anyOne)
+	want := "Usher uses what it saved at " + s.Restored.UTC().Format(time.RFC3339)
+	end := time.After(10 * time.Second)
+	for {
+		select {
+		case found := <-problems:
+			if len(found) == 1 && found[0].Severity == problem.Degraded && strings.Contains(found[0].What, want) {
+				return
+			}
+		case <-end:
+			t.Fatalf("no problem that says %q", want)
+		}
+	}
+}
+
+// storedTest is a store without a Consul.
+func newTestStore(t *testing.T, state *savedState) (*stateStore, *logRecorder) {
+	t.Helper()
+	log := &logRecorder{}
+	return openStateStore(state.open(t), newTestClient(t, Config{HTTPAddr: "http://consul:8500", Logger: slog.New(log)})), log
+}
+
+var testGateway = gateway.ID{Name: "gateway"}
+
+// resultsOf are results with the same answer to one query.
+func resultsOf(body string) map[query]queryResult {
+	return map[query]queryResult{{queryType: meshType}: {value: &mesh{}, answer: &answer{body: []byte(body)}}}
+}
+
+var testSnapshot = &gateway.Snapshot{Roots: &gateway.Roots{}}
+
+func (s *stateStore) bodyOnDisk(t *testing.T, id gateway.ID) string {
+	t.Helper()
+	payload, written, err := s.dir.Read(savedName(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := decodeSaved(payload, written)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(g.answers[query{queryType: meshType}].body)
+}
+
+func TestManyChangesAreFewWrites(t *testing.T) {
+	state := newSavedState(t, nil)
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := newTestStore(t, state)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); s.run(ctx) }()
+		s.begin(testGateway)
+		s.replace(testGateway, resultsOf("0"), nil, testSnapshot)
+		time.Sleep(saveDelay)
+		synctest.Wait()
+		if got := s.bodyOnDisk(t, testGateway); got != "0" {
+			t.Errorf("on the disk after %v: %q", saveDelay, got)
+		}
+		writes, last := 0, "0"
+		for i := range 600 {
+			s.update(testGateway, resultsOf(fmt.Sprint(i)))
+			time.Sleep(100 * time.Millisecond)
+			synctest.Wait()
+			if now := s.bodyOnDisk(t, testGateway); now != last {
+				writes, last = writes+1, now
+			}
+		}
+		if most := int(time.Minute/saveInterval) + 1; writes > most || writes < most/2 {
+			t.Errorf("%d writes in a minute with a change every 100 ms, want about %d", writes, most)
+		}
+		s.update(testGateway, resultsOf("the last one"))
+		cancel()
+		<-done
+		if got := s.bodyOnDisk(t, testGateway); got != "the last one" {
+			t.Errorf("on the disk after the end: %q", got)
+		}
+		s.dir.Close()
+	})
+}
+
+func TestAFailedWriteIsAProblemWhileItLasts(t *testing.T) {
+	state := newSavedState(t, nil)
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newTestStore(t, state)
+		var problems []problem.Problem
+		s.client.report = func(_ string, found []problem.Problem) { problems = found }
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); s.run(ctx) }()
+		others := gateway.ID{Name: "other"}
+		for _, id := range []gateway.ID{testGateway, others} {
+			s.begin(id)
+			s.replace(id, resultsOf("one"), nil, testSnapshot)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		// A file in the place of the directory.
+		if err := errors.Join(os.RemoveAll(state.path), os.WriteFile(state.path, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		s.update(testGateway, resultsOf("two"))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(problems) != 1 || !strings.Contains(problems[0].What, "make room on the disk") || !log.has("WARN cannot save the state of a gateway") {
+			t.Errorf("problems %v", problems)
+		}
+		if err := os.Remove(state.path); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		if len(problems) > 0 || !log.has("INFO the state of gateways can be saved again") {
+			t.Errorf("problems %v after the recovery", problems)
+		}
+		if got := s.bodyOnDisk(t, testGateway) + s.bodyOnDisk(t, others); got != "twoone" {
+			t.Errorf("on the disk: %q, want both gateways", got)
+		}
+		cancel()
+		<-done
+		s.dir.Close()
+	})
+}
+
+func TestOldFilesAreRemoved(t *testing.T) {
+	state := newSavedState(t, nil)
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := newTestStore(t, state)
+		s.begin(testGateway)
+		s.replace(testGateway, resultsOf("one"), nil, testSnapshot)
+		s.writeAll()
+		s.end(testGateway)
+		s.dir.Close()
+		time.Sleep(savedMaxAge + time.Hour)
+		s, _ = newTestStore(t, state)
+		if names, err := s.dir.Names(); s.usable || err != nil || len(names) > 0 {
+			t.Errorf("usable %v, files %q, %v", s.usable, names, err)
+		}
+		s.dir.Close()
+	})
+}
+
+// A gateway that stays as it is is written once a day, so that its file is not too old.
+func TestAFileOfAQuietGatewayStaysNew(t *testing.T) {
+	state := newSavedState(t, nil)
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := newTestStore(t, state)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); s.run(ctx) }()
+		s.begin(testGateway)
+		s.replace(testGateway, resultsOf("one"), nil, testSnapshot)
+		time.Sleep(2*savedMaxAge + time.Hour)
+		synctest.Wait()
+		if _, written, err := s.dir.Read(savedName(testGateway)); err != nil || time.Since(written) > 2*savedRefresh {
+			t.Errorf("written %v ago, %v", time.Since(written), err)
+		}
+		cancel()
+		<-done
+		s.dir.Close()
+	})
+}
+
+// What is saved again before Consul has confirmed it keeps the time of the first file.
+func TestAnAnswerKeepsTheTimeWhenConsulGaveIt(t *testing.T) {
+	state := newSavedState(t, nil)
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := newTestStore(t, state)
+		s.begin(testGateway)
+		s.replace(testGateway, resultsOf("one"), nil, testSnapshot)
+		s.writeAll()
+		s.end(testGateway)
+		first, _ := s.begin(testGateway)
+		time.Sleep(time.Hour)
+		q := query{queryType: meshType}
+		s.replace(testGateway, map[query]queryResult{
+			q:                      {value: &mesh{}, answer: first[q]},
+			{queryType: rootsType}: {value: &caRoots{}, answer: &answer{body: []byte("{}")}},
+		}, nil, testSnapshot)
+		s.writeAll()
+		s.end(testGateway)
+		again, _ := s.begin(testGateway)
+		if was, is := first[q].saved, again[q].saved; !was.Equal(is) || again[query{queryType: rootsType}].saved.Sub(was) != time.Hour {
+			t.Errorf("saved at %v, and after another save at %v", was, is)
+		}
+		s.dir.Close()
+	})
+}
+
+func TestTheCertificateForClientsIsRestored(t *testing.T) {
+	t.Parallel()
+	state := newSavedState(t, stateKey)
+	ca := newFakeCA(t)
+	request := requestFor("one", "a.example")
+	leaf, err := requestCertificate(t.Context(), request, func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, agent{}, csr) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := newTestStore(t, state)
+	s.begin(testGateway)
+	s.replace(testGateway, resultsOf("{}"), &certState{leaf: leaf, request: request}, testSnapshot)
+	s.writeAll()
+	s.end(testGateway)
+	_, saved := s.begin(testGateway)
+	if saved == nil {
+		t.Fatal("it is not saved")
+	}
+	ca.fail(errors.New("no authority"))
+	for name, test := range map[string]struct {
+		request certRequest
+		want    *gateway.Leaf
+	}{
+		"the same":    {request, leaf},
+		"other names": {requestFor("one", "a.example", "b.example"), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wake := make(chan struct{}, 1)
+			c := (&certificate{id: testGateway, sign: ca.sign, client: newTestClient(t, Config{}), wake: wake, saved: saved}).start()
+			defer c.close()
+			c.requests.Put(test.request)
+			<-wake
+			got := c.current()
+			if diff := cmp.Diff(test.want, got.leaf); diff != "" || got.err == nil {
+				t.Errorf("error %v, certificate (-want +got):\n%s", got.err, diff)
+			}
+		})
+	}
+}
+
+func FuzzDecodeSaved(f *testing.F) {
+	g := &savedGateway{
+		id: testGateway, consul: []string{"http://consul:8500"}, trustDomain: "td.consul", certificate: &gateway.Leaf{CertPEM: "cert", KeyPEM: "key"},
+		answers: map[query]*answer{{queryType: meshType, partition: "default"}: {body: []byte("[]")}, {queryType: leafType, name: "gateway"}: {body: []byte("{}")}},
+	}
+	payload, err := g.encode(true)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(payload)
+	f.Add(payload[:len(payload)/2])
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		g, err := decodeSaved(payload, time.Unix(1, 0))
+		if err != nil {
+			return
+		}
+		again, err := g.encode(true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same, err := decodeSaved(again, time.Unix(1, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantEqual(t, len(g.answers), len(same.answers))
+	})
+}
+
+func TestSavedNames(t *testing.T) {
+	t.Parallel()
+	seen := map[string]gateway.ID{}
+	for _, id := range []gateway.ID{
+		{Name: "edge"}, {Name: "Edge"}, {Name: "edge", Namespace: "a"}, {Name: "a-edge"}, {Name: "../edge"}, {Name: ".._edge"},
+		{Name: strings.Repeat("long", 100)}, {Name: strings.Repeat("long", 101)}, {Name: "ü"}, {Name: "."},
+	} {
+		name := savedName(id)
+		if other, taken := seen[name]; taken {
+			t.Errorf("%v and %v have the file %s", id, other, name)
+		}
+		seen[name] = id
+		if strings.ContainsAny(name, "/\\ ") || len(name) > 120 {
+			t.Errorf("%v has the file %q", id, name)
+		}
+	}
+}
+
+// BenchmarkSavedChange is what a gatewayWatch does with a change of the instances of one service, without and with a state
+// directory. The writes of the store are in it: they use the same processors.
+func BenchmarkSavedChange(b *testing.B) {
+	body := []byte(sidecar(20000, "passing").body)
+	for _, n := range []int{100, 5000} {
+		for _, saved := range []bool{false, true} {
+			b.Run(fmt.Sprintf("services=%d/saved=%v", n, saved), func(b *testing.B) {
+				s := newManualWatch(b, n)
+				if saved {
+					s.saveInto(b, body)
+				}
+				for i := 0; b.Loop(); i++ {
+					r := queryResult{value: instanceAt(i)}
+					if saved {
+						r.answer = newAnswer(response{body: body})
+					}
+					s.update(s.health(7), r)
+					s.step(time.Now())
+				}
+			})
+		}
+	}
+}
+
+// saveInto gives the watch a store, with an answer for each query.
+func (s *manualWatch) saveInto(b *testing.B, body []byte) {
+	b.Helper()
+	dir, err := statedir.Open(filepath.Join(b.TempDir(), "state"), stateKey)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.store = openStateStore(dir, s.client)
+	s.store.begin(s.id)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); s.store.run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		<-done
+		dir.Close()
+	})
+	results := map[query]queryResult{}
+	for q, r := range s.subscription.results {
+		r.answer = newAnswer(response{body: body})
+		results[q] = r
+	}
+	s.store.replace(s.id, results, nil, s.state.last)
+}
+
+// BenchmarkSave is one write of a gateway.
+func BenchmarkSave(b *testing.B) {
+	for _, n := range []int{100, 5000} {
+		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
+			s := newManualWatch(b, n)
+			s.saveInto(b, []byte(sidecar(20000, "passing").body))
+			for b.Loop() {
+				s.store.mu.Lock()
+				content := s.store.gateways[s.id].content
+				s.store.mu.Unlock()
+				if _, err := content.encode(true); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
