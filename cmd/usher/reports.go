@@ -31,6 +31,7 @@ type connectionReports struct {
 // seconds for the API server, so that listeners do not change right after the start.
 func (o serveOptions) newReports(
 	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, kubernetes *kubeapi.Client,
+	memory reportkey.Memory,
 ) (connectionReports, error) {
 	r := connectionReports{store: evidence.NewStore(metrics)}
 	switch {
@@ -45,7 +46,7 @@ func (o serveOptions) newReports(
 			return r, errors.New("--connection-report-key-secret: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag")
 		}
 		r.secret = reportkey.New(reportkey.Options{
-			Client: kubernetes, Logger: log, Secret: name,
+			Client: kubernetes, Logger: log, Secret: name, Memory: memory,
 			Report: func(found []problem.Problem) { problems.Report("the key of connection reports", found) },
 		})
 		r.key = r.secret.Start(ctx)

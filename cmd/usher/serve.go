@@ -46,7 +46,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
-	kubernetes, err := o.newKubernetesSources(ctx, log, metrics, problems)
+	kubernetes, err := o.newKubernetesSources(ctx, log, metrics, problems, memoryOf(state))
 	if err != nil {
 		return err
 	}

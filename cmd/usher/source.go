@@ -115,15 +115,15 @@ type kubernetesSources struct {
 }
 
 func (o serveOptions) newKubernetesSources(
-	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
+	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, memory loadbalancer.Memory,
 ) (k kubernetesSources, err error) {
 	if k.client, err = o.connectKubernetes(); err != nil {
 		return k, err
 	}
-	if k.reports, err = o.newReports(ctx, log, metrics, problems, k.client); err != nil {
+	if k.reports, err = o.newReports(ctx, log, metrics, problems, k.client, memory); err != nil {
 		return k, err
 	}
-	k.balancers, err = o.newBalancers(k.client, log, metrics, k.reports.shown())
+	k.balancers, err = o.newBalancers(k.client, log, metrics, k.reports.shown(), memory)
 	return k, err
 }
 
@@ -138,7 +138,7 @@ func (o serveOptions) connectKubernetes() (*kubeapi.Client, error) {
 
 // newBalancers returns the source of load balancers in Kubernetes; nil outside it.
 func (o serveOptions) newBalancers(
-	client *kubeapi.Client, log *slog.Logger, metrics prometheus.Registerer, shown loadbalancer.EvidenceSource,
+	client *kubeapi.Client, log *slog.Logger, metrics prometheus.Registerer, shown loadbalancer.EvidenceSource, memory loadbalancer.Memory,
 ) (balancerSource, error) {
 	var record types.NamespacedName
 	if o.balancerRecord != "" {
@@ -155,6 +155,7 @@ func (o serveOptions) newBalancers(
 	}
 	return loadbalancer.NewWatcher(loadbalancer.Options{
 		Client: client, Grace: o.balancerGrace, Logger: log, Metrics: loadbalancer.NewMetrics(metrics), Record: record, Evidence: shown,
+		Memory: memory,
 	}), nil
 }
 
