@@ -51,6 +51,7 @@ func TestMessages(t *testing.T) {
 		&url.Error{Op: "Get", URL: "https://kube", Err: errors.New("EOF")},
 		errors.New("the server is currently unable to handle the request"),
 		&guard.Error{Part: "kubernetes", Value: "oops", At: "file.go:1"},
+		errOtherObject,
 	} {
 		lines = append(lines, Explain(err, "get, list and watch on this Service"))
 	}

@@ -78,6 +78,7 @@ func messagesOfEvents(t *testing.T) []string {
 		{err: &url.Error{Op: "Get", URL: "https://kube", Err: errors.New("EOF")}},
 		{err: errors.New("the server is currently unable to handle the request")},
 		{err: &guard.Error{Part: "kubernetes", Value: "oops", At: "file.go:1"}},
+		{err: errNoList},
 		{service: balanced(nil), late: forbidden},
 	} {
 		r := newTestReconciler(t)

@@ -2,6 +2,7 @@ package loadbalancer
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -9,11 +10,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
@@ -56,6 +59,7 @@ const (
 
 // run watches until ctx ends. A panic is a failed attempt.
 func (w *serviceWatcher) run(ctx context.Context) {
+	ctx = klog.NewContext(ctx, logr.Discard()) // errors become problems
 	for failures := 0; ctx.Err() == nil; {
 		var round watchRound
 		err := guard.Run(w.log, "kubernetes", func() error { return round.run(ctx, w) })
@@ -133,6 +137,9 @@ func (r *watchRound) read(ctx context.Context, w *serviceWatcher) (version strin
 	if err := w.request(metav1.ListOptions{}).Do(ctx).Into(&list); err != nil {
 		return "", kubeapi.CauseOf(ctx, err)
 	}
+	if list.ResourceVersion == "" { // {} and null can be decoded, too
+		return "", errNoList
+	}
 	if i := slices.IndexFunc(list.Items, func(s corev1.Service) bool { return s.Name == w.id.Name }); i >= 0 {
 		r.service = &list.Items[i]
 	}
@@ -162,6 +169,8 @@ func (w *serviceWatcher) putLate() (answered func()) {
 		late.Stop()
 	}
 }
+
+var errNoList = errors.New("the answer is no list of Services")
 
 // request returns a request for the Service by its name.
 func (w *serviceWatcher) request(o metav1.ListOptions) *rest.Request {

@@ -3,6 +3,7 @@ package loadbalancer
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -115,6 +116,69 @@ func TestAWatchThatEndsIsNoProblem(t *testing.T) {
 			case <-time.After(30 * time.Second):
 				t.Error("no change arrived")
 			}
+		})
+	}
+}
+
+// TestFaultsOfAnAPIServer lets every request for a Service meet with each fault. The mode stays, one problem says what is
+// wrong while it lasts, and the Service is followed afterwards.
+func TestFaultsOfAnAPIServer(t *testing.T) {
+	t.Parallel()
+	text := func(code int, body string) func(http.ResponseWriter) {
+		return func(w http.ResponseWriter) {
+			w.WriteHeader(code)
+			fmt.Fprint(w, body)
+		}
+	}
+	const anError = "the API server answers with an error: "
+	for name, c := range map[string]struct {
+		answer func(http.ResponseWriter)
+		want   string
+	}{
+		"500": {text(http.StatusInternalServerError, "oops"), anError},
+		"503": {func(w http.ResponseWriter) { status(w, http.StatusServiceUnavailable, "ServiceUnavailable") }, anError},
+		"429": {func(w http.ResponseWriter) {
+			w.Header().Set("Retry-After", "1")
+			status(w, http.StatusTooManyRequests, "TooManyRequests")
+		}, "the API server has too many requests"},
+		"401":              {func(w http.ResponseWriter) { status(w, http.StatusUnauthorized, "Unauthorized") }, "does not accept Usher's credentials"},
+		"403":              {text(http.StatusForbidden, "no"), "the API server refuses access"},
+		"404":              {text(http.StatusNotFound, "404 page not found"), anError},
+		"HTML":             {text(http.StatusOK, "<html>It works!</html>"), anError},
+		"null":             {text(http.StatusOK, "null"), anError},
+		"[]":               {text(http.StatusOK, "[]"), anError},
+		"{}":               {text(http.StatusOK, "{}"), anError},
+		"another object":   {text(http.StatusOK, `{"kind": "Pod", "apiVersion": "v1"}`), anError},
+		"nothing":          {text(http.StatusOK, ""), anError},
+		"half of the JSON": {text(http.StatusOK, `{"kind": "ServiceList", "apiVersion": "v1", "items": [{"metadata": {"na`), anError},
+		"cut off": {func(w http.ResponseWriter) {
+			w.Header().Set("Content-Length", "1000")
+			fmt.Fprint(w, `{"kind": "ServiceList"`)
+		}, anError},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newAPIServer(t)
+			a.set(service("true", 0))
+			published := a.watchEdge(t, "")
+			await(t, published, settings.Strict, "")
+			a.change(func() {
+				a.cuts++
+				a.fault = func(w http.ResponseWriter, _ bool) bool {
+					c.answer(w)
+					return true
+				}
+			})
+			b := next(t, published)
+			if b.ForPort(8080).Mode != settings.Strict || len(b.Problems) != 1 || !strings.Contains(b.Problems[0].What, c.want) {
+				t.Fatalf("published is %+v, want a problem with %q", b, c.want)
+			}
+			a.change(func() { a.fault = nil })
+			if b := next(t, published); b.ForPort(8080).Mode != settings.Strict || len(b.Problems) > 0 {
+				t.Errorf("after the fault, published is %+v", b)
+			}
+			a.set(service("false", 1))
+			await(t, published, settings.Off, "")
 		})
 	}
 }

@@ -147,7 +147,9 @@ func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 		close(a.changed)
 		a.changed = make(chan struct{})
 	}
-	_ = json.NewEncoder(w).Encode(a.record)
+	answer := *a.record
+	answer.Name = "record"
+	_ = json.NewEncoder(w).Encode(answer)
 }
 
 // waitRecorded waits until the state of this version of the Service is recorded, and returns it.

@@ -34,6 +34,7 @@ type fakeServer struct {
 	mu      sync.Mutex
 	secret  *corev1.Secret // nil: there is none
 	refuses bool
+	garbage bool // it answers every request with an object without a name
 	writes  int
 	readers *sync.WaitGroup // what the first readers wait for; nil: nothing
 }
@@ -71,7 +72,11 @@ func (f *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		next.ResourceVersion = fmt.Sprint(f.writes)
 		f.secret = &next
 	}
-	answer := f.secret
+	answer := *f.secret
+	answer.Name = "usher-report-key"
+	if f.garbage {
+		answer = corev1.Secret{}
+	}
 	if readers := f.readers; readers != nil && r.Method == http.MethodGet && f.writes == 0 {
 		f.mu.Unlock()
 		readers.Done()
@@ -268,6 +273,21 @@ func TestARememberedKeyIsUsedWhileTheAPIServerIsAway(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAnAnswerWithoutTheSecretGivesNoKey has something that answers everything with 200: its Secret would have no key, and
+// Usher would make one that no other replica has.
+func TestAnAnswerWithoutTheSecretGivesNoKey(t *testing.T) {
+	t.Parallel()
+	f := newFakeServer(t, &corev1.Secret{})
+	f.garbage = true
+	s, problems := f.replica(t)
+	if got := s.Attempt(t.Context()); !got.IsZero() || f.writes != 0 {
+		t.Errorf("there is a key, after %d writes", f.writes)
+	}
+	if found := <-problems; len(found) != 1 || !strings.Contains(found[0].What, "the answer is not the object that was asked for") {
+		t.Errorf("problems %v", found)
 	}
 }
 
