@@ -34,8 +34,9 @@ type ownToken struct {
 	file  string    // empty: the token does not change
 	login *ownLogin // nil: the token is not from a login
 
-	mu   sync.Mutex
-	last gateway.Secret // the last one that was read; empty: none
+	mu      sync.Mutex
+	last    gateway.Secret // the last one that was read; empty: none
+	trouble fileTrouble
 }
 
 // tokens reads CONSUL_HTTP_TOKEN_FILE, or else CONSUL_HTTP_TOKEN. A login replaces both.
@@ -52,11 +53,14 @@ func (env environment) tokens(c Config) (*ownToken, error) {
 		}}, nil
 	}
 	t := &ownToken{file: env(api.HTTPTokenFileEnvName), last: gateway.Secret(env(api.HTTPTokenEnvName))}
-	if err := t.read(); err != nil {
+	if err := t.read(); err != nil && !errors.Is(err, errEmptyFile) {
 		return nil, fmt.Errorf("%s: %w", api.HTTPTokenFileEnvName, err)
 	}
+	t.trouble = fileTrouble{logger: c.Logger, what: api.HTTPTokenFileEnvName, paths: []string{t.file}}
 	return t, nil
 }
+
+var errEmptyFile = errors.New("the file is empty")
 
 // read reads the file, if there is one. While it is missing or empty, as it may be for a moment while it is written, the
 // last token stays in use.
@@ -65,10 +69,15 @@ func (t *ownToken) read() error {
 		return nil
 	}
 	text, err := filewatch.ReadFile(t.file)
-	if token := strings.TrimSpace(string(text)); token != "" {
-		t.last = gateway.Secret(token)
+	if err != nil {
+		return err
 	}
-	return err
+	token := strings.TrimSpace(string(text))
+	if token == "" {
+		return errEmptyFile
+	}
+	t.last = gateway.Secret(token)
+	return nil
 }
 
 // current returns the token; empty means none. It waits for the first attempt to log in. The error says why there is no
@@ -84,7 +93,7 @@ func (t *ownToken) current(ctx context.Context) (gateway.Secret, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_ = t.read() // the last token stays in use
+	t.trouble.note(t.read()) // the last token stays in use
 	return t.last, nil
 }
 

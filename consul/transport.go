@@ -175,7 +175,7 @@ type tlsFiles struct {
 	checkedAt time.Time
 	stamp     [sha256.Size]byte // the state of the files when config was made
 	config    *tls.Config
-	logged    string // the error that was last logged
+	trouble   fileTrouble
 }
 
 // tlsFiles reads the settings for the first time.
@@ -187,6 +187,7 @@ func (env environment) tlsFiles(logger *slog.Logger) (*tlsFiles, error) {
 		}
 	}
 	var err error
+	f.trouble = fileTrouble{logger: logger, what: "the TLS files for consul", paths: f.paths}
 	f.stamp, f.config, err = f.read()
 	return f, err
 }
@@ -206,18 +207,15 @@ func (f *tlsFiles) current() *tls.Config {
 func (f *tlsFiles) reload() {
 	stamp, err := f.fingerprint()
 	if err == nil && stamp == f.stamp {
-		f.logged = ""
+		f.trouble.note(nil)
 		return
 	}
 	stamp, config, err := f.read()
+	f.trouble.note(err)
 	if err != nil {
-		if err.Error() != f.logged {
-			f.logged = err.Error()
-			f.logger.Warn("cannot use the changed TLS files for consul; keeping the last good ones", "error", err)
-		}
 		return
 	}
-	f.stamp, f.config, f.logged = stamp, config, ""
+	f.stamp, f.config = stamp, config
 	f.logger.Info("using the changed TLS files for new connections to consul", "files", f.paths)
 }
 

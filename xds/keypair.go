@@ -60,9 +60,11 @@ func (k *KeyPair) Run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			logged = ""
-			k.rejected.Store(nil)
 			if before := k.current.Swap(pair); string(pair.Certificate[0]) != string(before.Certificate[0]) {
 				k.log.Info("TLS certificate replaced", "until", pair.Leaf.NotAfter)
+			}
+			if k.rejected.Swap(nil) != nil {
+				k.log.Info("the TLS certificate and its key can be used again", "certificate", k.certFile, "key", k.keyFile)
 			}
 		case final && err.Error() != logged:
 			logged = err.Error()

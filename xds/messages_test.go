@@ -315,7 +315,7 @@ func keyPairMessages(t *testing.T) (logged []string) {
 	files.replace(cert, foreign)
 	bad := log.await(t, "the old one stays")
 	files.replace(pair(t, 3))
-	good := log.await(t, "TLS certificate replaced")
+	good := log.await(t, "TLS certificate replaced") + log.await(t, "can be used again")
 	for _, line := range messagesIn(bad + good) {
 		logged = append(logged, strings.ReplaceAll(line, files.dir+string(filepath.Separator), ""))
 	}

@@ -132,8 +132,12 @@ func (o *doctorOptions) run(ctx context.Context, out io.Writer) error {
 
 // connect makes the clients.
 func (o *doctorOptions) connect(ctx context.Context) (err error) {
-	if o.Kubernetes, err = o.serve.connectKubernetes(); err != nil {
+	kubernetes, err := o.serve.connectKubernetes()
+	if err != nil {
 		return err
+	}
+	if kubernetes != nil { // else o.Kubernetes would not be nil
+		o.Kubernetes = kubernetes
 	}
 	o.Plan = o.plan
 	if o.serve.configDir != "" {

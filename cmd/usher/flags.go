@@ -119,7 +119,8 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 			"Default: CONSUL_HTTP_TOKEN. With CONSUL_HTTP_TOKEN_FILE or --login-auth-method there is no default, and Envoys report nothing without one of these flags.")
 	f.StringVar(&o.stateDir, "state-dir", "",
 		"Directory (mode 0700, for this Usher only) in which Usher saves the last good configuration of each gateway. "+
-			"An Usher that starts while Consul does not answer serves that. Default: nothing is saved.")
+			"An Usher that starts while Consul does not answer serves that. In Kubernetes, it also has the modes of listeners and the key of "+
+			"--connection-report-key-secret, for a start while the API server does not answer. Default: nothing is saved.")
 	f.StringVar(&o.stateKeyFile, "state-key-file", "",
 		"File with a secret of 16 bytes or more that encrypts --state-dir. Default: USHER_STATE_KEY. "+
 			"Without a secret, private keys are not saved, and an Usher that starts without Consul serves only Envoys that run.")

@@ -9,10 +9,10 @@ import (
 
 	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
-	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/evidence"
+	"github.com/usherproxy/usher/internal/kubeapi"
 	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/reportkey"
@@ -30,7 +30,8 @@ type connectionReports struct {
 // newReports returns an empty store, and the key that the flags give. With --connection-report-key-secret, it waits a few
 // seconds for the API server, so that listeners do not change right after the start.
 func (o serveOptions) newReports(
-	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, kubernetes rest.Interface,
+	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, kubernetes *kubeapi.Client,
+	memory reportkey.Memory,
 ) (connectionReports, error) {
 	r := connectionReports{store: evidence.NewStore(metrics)}
 	switch {
@@ -45,10 +46,10 @@ func (o serveOptions) newReports(
 			return r, errors.New("--connection-report-key-secret: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag")
 		}
 		r.secret = reportkey.New(reportkey.Options{
-			Client: kubernetes, Logger: log, Secret: name,
+			Client: kubernetes, Logger: log, Secret: name, Memory: memory,
 			Report: func(found []problem.Problem) { problems.Report("the key of connection reports", found) },
 		})
-		r.key = r.secret.Attempt(ctx)
+		r.key = r.secret.Start(ctx)
 	default:
 		var err error
 		if r.key, err = o.reportKey(); err != nil {

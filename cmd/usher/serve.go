@@ -13,6 +13,7 @@ import (
 	"github.com/usherproxy/usher/internal/configfile"
 	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/kubeapi"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/xds"
 )
@@ -45,10 +46,11 @@ func serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
-	reports, balancers, err := o.newKubernetesSources(ctx, log, metrics, problems)
+	kubernetes, err := o.newKubernetesSources(ctx, log, metrics, problems, memoryOf(state))
 	if err != nil {
 		return err
 	}
+	reports, balancers := kubernetes.reports, kubernetes.balancers
 	configFile, err := o.openConfigFile(log)
 	if err != nil {
 		return err
@@ -106,7 +108,16 @@ func serve(ctx context.Context, o serveOptions) error {
 		parts = append(parts, keys.Run, func(ctx context.Context) error { return keys.ReportProblems(ctx, problems.ReportCertificate) })
 		handler.reloadables = append(handler.reloadables, reloadable{o.tlsCert, keys.Reload})
 	}
+	followFiles := func(client *kubeapi.Client, source string) {
+		if client != nil {
+			parts = append(parts, func(ctx context.Context) error {
+				return client.Run(ctx, log, func(found []problem.Problem) { problems.Report(source, found) })
+			})
+		}
+	}
+	followFiles(kubernetes.client, "the files for Kubernetes")
 	if a, ok := authorizer.(consulAuthorizer); ok {
+		followFiles(a.kubernetes, "the files for --token-review")
 		parts = append(parts, a.consul.Run)
 		defer a.close() //nolint:contextcheck // after everything that uses the logins, when ctx has ended
 	}

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/internal/configdir"
@@ -99,7 +98,11 @@ func (o serveOptions) newConsulSource(
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("--token-review: %w", err)
 		}
-		reviewer := tokenreview.New(tokenreview.Options{Client: kubernetes, Logger: log, StaleIfError: o.staleIfError})
+		authorizer.kubernetes = kubernetes
+		reviewer := tokenreview.New(tokenreview.Options{
+			Client: kubernetes, Logger: log, StaleIfError: o.staleIfError,
+			Report: func(found []problem.Problem) { problems.ReportLogged("token reviews", found) },
+		})
 		authorizer.pods = newPodCheck(reviewer, client)
 	}
 	return consul.NewWatcher(client, consul.WatcherOptions{State: state}), authorizer, client, nil
@@ -111,25 +114,28 @@ type balancerSource interface {
 	warner
 }
 
-// newKubernetesSources returns what Envoys report, whose key Kubernetes may have, and the source of load balancers; nil
-// outside Kubernetes.
+// kubernetesSources are what Usher gets from Kubernetes. Outside of it, client and balancers are nil.
+type kubernetesSources struct {
+	client    *kubeapi.Client
+	reports   connectionReports // what Envoys report; Kubernetes may have the key
+	balancers balancerSource
+}
+
 func (o serveOptions) newKubernetesSources(
-	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
-) (connectionReports, balancerSource, error) {
-	client, err := o.connectKubernetes()
-	if err != nil {
-		return connectionReports{}, nil, err
+	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, memory loadbalancer.Memory,
+) (k kubernetesSources, err error) {
+	if k.client, err = o.connectKubernetes(); err != nil {
+		return k, err
 	}
-	reports, err := o.newReports(ctx, log, metrics, problems, client)
-	if err != nil {
-		return connectionReports{}, nil, err
+	if k.reports, err = o.newReports(ctx, log, metrics, problems, k.client, memory); err != nil {
+		return k, err
 	}
-	balancers, err := o.newBalancers(client, log, metrics, reports.shown())
-	return reports, balancers, err
+	k.balancers, err = o.newBalancers(k.client, log, metrics, k.reports.shown(), memory)
+	return k, err
 }
 
 // connectKubernetes returns a client of the API server; nil outside Kubernetes.
-func (o serveOptions) connectKubernetes() (rest.Interface, error) {
+func (o serveOptions) connectKubernetes() (*kubeapi.Client, error) {
 	client, err := kubeapi.Connect(o.kubeconfig)
 	if errors.Is(err, kubeapi.ErrNotInCluster) {
 		return nil, nil
@@ -139,7 +145,7 @@ func (o serveOptions) connectKubernetes() (rest.Interface, error) {
 
 // newBalancers returns the source of load balancers in Kubernetes; nil outside it.
 func (o serveOptions) newBalancers(
-	client rest.Interface, log *slog.Logger, metrics prometheus.Registerer, shown loadbalancer.EvidenceSource,
+	client *kubeapi.Client, log *slog.Logger, metrics prometheus.Registerer, shown loadbalancer.EvidenceSource, memory loadbalancer.Memory,
 ) (balancerSource, error) {
 	var record types.NamespacedName
 	if o.balancerRecord != "" {
@@ -156,6 +162,7 @@ func (o serveOptions) newBalancers(
 	}
 	return loadbalancer.NewWatcher(loadbalancer.Options{
 		Client: client, Grace: o.balancerGrace, Logger: log, Metrics: loadbalancer.NewMetrics(metrics), Record: record, Evidence: shown,
+		Memory: memory,
 	}), nil
 }
 
@@ -174,6 +181,8 @@ type consulAuthorizer struct {
 	consul *consul.Authorizer
 	pods   *podCheck // may be nil
 	client *consul.Client
+	// kubernetes is what pods asks; nil without pods.
+	kubernetes *kubeapi.Client
 }
 
 // close ends all logins at Consul, Usher's own last.

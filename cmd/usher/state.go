@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/usherproxy/usher/internal/filewatch"
+	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/internal/statedir"
 )
 
@@ -32,6 +33,14 @@ func (o serveOptions) openStateDir(log *slog.Logger) (*statedir.Dir, error) {
 			"to save them encrypted, set --state-key-file or "+stateKeyEnv, "state_dir", o.stateDir)
 	}
 	return dir, nil
+}
+
+// memoryOf returns the state directory for what Kubernetes says; nil if there is none.
+func memoryOf(dir *statedir.Dir) loadbalancer.Memory {
+	if dir == nil {
+		return nil // and not a nil *statedir.Dir in the interface
+	}
+	return dir
 }
 
 // stateKey returns the secret that encrypts the state directory; nil if there is none.

@@ -167,7 +167,7 @@ func (o *viewOptions) balancers(log *slog.Logger, metrics prometheus.Registerer)
 		if err != nil {
 			return nil, err
 		}
-		return o.serve.newBalancers(client, log, metrics, nil)
+		return o.serve.newBalancers(client, log, metrics, nil, nil)
 	case settings.Off, settings.Permissive, settings.Strict:
 		return assumedMode(o.mode), nil
 	}

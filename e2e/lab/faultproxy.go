@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
 	"slices"
 	"strconv"
@@ -94,6 +96,9 @@ var Faults = []Fault{
 	{"slow body", (*exchange).trickle},
 	{"endless body", (*exchange).endless},
 }
+
+// Unauthorized is how a Kubernetes API server answers a token that it does not know. Consul answers 403.
+var Unauthorized = withStatus(http.StatusUnauthorized, "Unauthorized")
 
 // FaultNamed returns the fault of that name.
 func FaultNamed(t *testing.T, name string) Fault {
@@ -266,8 +271,8 @@ func (a consulAnswer) write(w http.ResponseWriter) {
 	_, _ = w.Write(a.body) // the client may be gone
 }
 
-// FaultProxy is a proxy in front of a Consul agent's HTTP API. It forwards all
-// requests, except those that a fault hits.
+// FaultProxy is a proxy in front of the HTTP API of a Consul agent, or of a Kubernetes API
+// server. It forwards all requests, except those that a fault hits.
 type FaultProxy struct {
 	URL string // for CONSUL_HTTP_ADDR
 
@@ -434,6 +439,11 @@ func (p *FaultProxy) serve(w http.ResponseWriter, r *http.Request, body []byte) 
 			hit.fault.answer(&exchange{w: w, r: r, proxy: p, body: body, over: over})
 			return
 		}
+		if r.URL.Query().Has("watch") {
+			defer leave()
+			p.stream(w, r.Clone(ctx))
+			return
+		}
 		a, err := p.forward(r.Clone(ctx), body)
 		again := ctx.Err() != nil
 		leave()
@@ -447,6 +457,15 @@ func (p *FaultProxy) serve(w http.ResponseWriter, r *http.Request, body []byte) 
 			return
 		}
 	}
+}
+
+// stream forwards a watch of Kubernetes. It ends in mid-body when a fault comes.
+func (p *FaultProxy) stream(w http.ResponseWriter, r *http.Request) {
+	proxy := httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(p.target) }, Transport: p.client, FlushInterval: -1,
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
+	proxy.ServeHTTP(w, r)
 }
 
 // begin returns the fault that hits the request. Without a fault, it returns the

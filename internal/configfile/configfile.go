@@ -14,6 +14,7 @@
 package configfile
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -98,11 +99,18 @@ func (f *File) update(text []byte, err error) bool {
 		return f.keep(filewatch.Unreadable(err, "correct it"))
 	case f.text != nil && slices.Equal(text, f.text):
 		return false
+	case isEmpty(text) && f.hasSettings(): // a full disk, or a broken tool, has emptied it
+		return f.keep("the file is empty; put its content back, or write a line with # into it if it is to have no settings")
 	}
 	f.setText(text)
 	f.log.Info("config file read", "path", f.path, "gateways", len(f.content.Gateways), "problems", len(f.content.Problems))
 	return true
 }
+
+func isEmpty(text []byte) bool { return len(bytes.TrimSpace(text)) == 0 }
+
+// hasSettings reports whether the last good content has any settings.
+func (f *File) hasSettings() bool { return len(f.content.Gateways) > 0 || f.content.All.Where != "" }
 
 // keep sets one problem, and keeps the last good content. It reports whether the problem is new.
 func (f *File) keep(what string) bool {

@@ -84,6 +84,9 @@ func TestMessages(t *testing.T) {
 		f.update(nil, err)
 		lines = append(lines, f.content.Problems[0].String())
 	}
+	f.setText([]byte(strict))
+	f.update(nil, nil)
+	lines = append(lines, f.content.Problems[0].String())
 	f.keep((&guard.Error{Part: "filewatch", Value: "a bug", At: "x.go:1"}).Error())
 	lines = append(lines, f.content.Problems[0].String())
 	messages.Check(t, lines, "Add", "keep", "problem.Problem")
@@ -273,15 +276,22 @@ func TestAFileThatIsWrittenInPlaceIsReadWhole(t *testing.T) {
 	})
 }
 
-func TestAFileThatStaysEmptyHasNoSettings(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		path, f := openStrict(t)
-		contents := run(t, f)
-		inPlace(t, path, 0)
-		if c := <-contents; len(c.Gateways) != 0 || len(c.Problems) != 0 {
-			t.Errorf("an empty file was read as %+v, want no settings", c)
-		}
-	})
+func TestAFileThatStaysEmptyKeepsItsSettings(t *testing.T) {
+	for _, text := range []string{"", "\n"} {
+		synctest.Test(t, func(t *testing.T) {
+			path, f := openStrict(t)
+			contents := run(t, f)
+			inPlace(t, path, 0, text)
+			c := <-contents
+			if modes(c)["edge"] != settings.Strict || len(c.Problems) != 1 || !strings.Contains(c.Problems[0].What, "the file is empty; put its content back") {
+				t.Errorf("an empty file was read as %+v, want the last settings and a problem", c)
+			}
+			inPlace(t, path, 0, "# nothing\n")
+			if c := <-contents; len(c.Gateways) != 0 || len(c.Problems) != 0 {
+				t.Errorf("a file with a comment was read as %+v, want no settings", c)
+			}
+		})
+	}
 }
 
 // inPlace empties the file, and then writes the text in two pieces, with a pause before each.

@@ -65,10 +65,10 @@ func (t Trigger) Fire() {
 	}
 }
 
-// Watcher reads files at the start and after every change. Use Dir or Files.
+// Watcher reads files at the start and after every change. Use Dir, Files or FilesOf.
 type Watcher struct {
 	options Options
-	paths   []string
+	paths   []string        // for messages
 	list    func() []string // paths of the files to compare
 	seed    maphash.Seed
 }
@@ -90,7 +90,13 @@ func Dir(dir string, o Options) *Watcher {
 
 // Files watches the files at the paths.
 func Files(paths []string, o Options) *Watcher {
-	return &Watcher{options: o, paths: paths, seed: maphash.MakeSeed(), list: func() []string { return paths }}
+	return FilesOf(paths, func() []string { return paths }, o)
+}
+
+// FilesOf watches the files at the paths that list returns, which may be others after each Read. The goroutine that calls
+// Read calls list. Messages name the files that there are at the start.
+func FilesOf(first []string, list func() []string, o Options) *Watcher {
+	return &Watcher{options: o, paths: first, seed: maphash.MakeSeed(), list: list}
 }
 
 // Run watches the files until ctx ends. It then returns at most a second later, even if a path does not answer.

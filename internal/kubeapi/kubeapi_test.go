@@ -2,6 +2,8 @@ package kubeapi
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +11,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -28,18 +32,26 @@ import (
 func TestMessages(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	var lines []string
-	for _, file := range []string{"", "testdata/no-such-file", apiserver.KubeconfigFor(t, "://")} {
+	for _, file := range []string{"", "testdata/no-such-file", "testdata/empty-token.kubeconfig", "testdata/garbage.kubeconfig", apiserver.KubeconfigFor(t, "://")} {
 		_, err := Connect(file)
-		lines = append(lines, fmt.Sprint(err))
+		here, _ := filepath.Abs(".")
+		lines = append(lines, strings.ReplaceAll(err.Error(), here+"/", ""))
+		lines = append(lines, strings.ReplaceAll((&Client{}).problem(err).String(), here+"/", ""))
 	}
 	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "edge", errors.New(`User "usher" cannot list resource "services"`))
 	address := net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 443}
 	for _, err := range []error{
 		forbidden,
+		apierrors.NewUnauthorized("Unauthorized"),
+		apierrors.NewTooManyRequests("too many requests, please try again later", 1),
+		ErrNoAnswer,
+		&url.Error{Op: "Get", URL: "https://kube", Err: &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}},
+		&url.Error{Op: "Get", URL: "https://kube", Err: &tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Reason: x509.Expired, Detail: "current time …"}}},
 		&url.Error{Op: "Get", URL: "https://kube", Err: &net.OpError{Op: "dial", Addr: &address, Err: errors.New("connection refused")}},
 		&url.Error{Op: "Get", URL: "https://kube", Err: errors.New("EOF")},
 		errors.New("the server is currently unable to handle the request"),
 		&guard.Error{Part: "kubernetes", Value: "oops", At: "file.go:1"},
+		errOtherObject,
 	} {
 		lines = append(lines, Explain(err, "get, list and watch on this Service"))
 	}

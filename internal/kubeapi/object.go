@@ -2,11 +2,13 @@ package kubeapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
@@ -31,6 +33,8 @@ func ParseName(text string) (types.NamespacedName, bool) {
 	return types.NamespacedName{Namespace: namespace, Name: name}, ok && namespace != "" && name != "" && !strings.Contains(name, "/")
 }
 
+var errOtherObject = errors.New("the answer is not the object that was asked for")
+
 // Update reads the object, and writes what change has made of it if change returns true. It calls change again if another
 // replica was faster, and not at all if the object cannot be read.
 func Update[T any, P interface {
@@ -41,6 +45,9 @@ func Update[T any, P interface {
 		content := P(new(T))
 		if err := o.request(o.Client.Get()).Do(ctx).Into(content); err != nil {
 			return err
+		}
+		if found, err := meta.Accessor(content); err != nil || found.GetName() != o.At.Name { // {} and null can be decoded, too
+			return errors.Join(errOtherObject, err)
 		}
 		if !change(content) {
 			return nil
@@ -56,7 +63,7 @@ func Update[T any, P interface {
 }
 
 func (o Object) request(r *rest.Request) *rest.Request {
-	return r.Namespace(o.At.Namespace).Resource(strings.ToLower(o.Kind) + "s").Name(o.At.Name)
+	return r.Namespace(o.At.Namespace).Resource(strings.ToLower(o.Kind) + "s").Name(o.At.Name).MaxRetries(0)
 }
 
 // String names the object in problems.

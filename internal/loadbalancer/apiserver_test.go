@@ -4,7 +4,12 @@ package loadbalancer
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,6 +82,8 @@ func TestOnAnAPIServer(t *testing.T) {
 	t.Run("headers are switched on and off, and an Usher is restarted", func(t *testing.T) { c.switchOnAndOff(t) })
 	t.Run("Ushers with a record agree on grace periods", func(t *testing.T) { c.agreeByRecord(t) })
 	t.Run("an Usher that starts knows what the connections to another one have shown", func(t *testing.T) { c.shareFindings(t) })
+	t.Run("a connection dies in silence", func(t *testing.T) { c.deadConnection(t) })
+	t.Run("etcd is restored", func(t *testing.T) { c.restoreEtcd(t) })
 	t.Run("the API server is down, or refuses, or the Service is deleted", func(t *testing.T) { c.outages(t) })
 }
 
@@ -228,6 +235,117 @@ func (c *cluster) shareFindings(t *testing.T) {
 	_, published, stop = watchReports()
 	await(t, published, settings.Permissive, "1240 of 1240")
 	stop()
+}
+
+// deadConnection lets the connection of a watch die without a sign. New connections work.
+func (c *cluster) deadConnection(t *testing.T) {
+	c.Annotate(t, awsAll, new("*"))
+	relay := newRelay(t, strings.TrimPrefix(c.Address(), "https://"))
+	client, err := kubeapi.Connect(c.KubeconfigAt(t, apiserver.Usher, "https://"+relay.Addr().String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Client: client, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
+	published, stop := run(t, o, labService)
+	defer stop()
+	await(t, published, settings.Strict, "")
+	relay.silence()
+	c.Annotate(t, awsAll, nil)
+	await(t, published, settings.Off, "")
+	c.Annotate(t, awsAll, new("*"))
+	await(t, published, settings.Strict, "")
+}
+
+// relay passes connections on to an address.
+type relay struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []*relayed
+}
+
+// relayed is one connection.
+type relayed struct{ silent atomic.Bool }
+
+func newRelay(t *testing.T, to string) *relay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{Listener: l}
+	var running sync.WaitGroup
+	t.Cleanup(func() {
+		l.Close()
+		running.Wait()
+	})
+	running.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", to)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			conn := &relayed{}
+			r.mu.Lock()
+			r.conns = append(r.conns, conn)
+			r.mu.Unlock()
+			for from, to := range map[net.Conn]net.Conn{client: server, server: client} {
+				running.Go(func() {
+					defer client.Close()
+					defer server.Close()
+					_, _ = io.Copy(conn.writer(to), from)
+				})
+			}
+		}
+	})
+	return r
+}
+
+// writer returns a writer that drops everything once the connection is silent.
+func (c *relayed) writer(to io.Writer) io.Writer { return &silenced{to, c} }
+
+type silenced struct {
+	to   io.Writer
+	conn *relayed
+}
+
+// Write implements io.Writer.
+func (s *silenced) Write(p []byte) (int, error) {
+	if s.conn.silent.Load() {
+		return len(p), nil
+	}
+	return s.to.Write(p)
+}
+
+// silence makes all connections of this moment silent.
+func (r *relay) silence() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.conns {
+		c.silent.Store(true)
+	}
+}
+
+// restoreEtcd restores a backup from before the last changes, of which a watch would hear nothing.
+func (c *cluster) restoreEtcd(t *testing.T) {
+	c.Annotate(t, awsAll, new("*"))
+	published, stop := c.watch(t, 0)
+	defer stop()
+	await(t, published, settings.Strict, "")
+	c.Save(t)
+	for i := range 5 {
+		c.Annotate(t, "example.com/other", new(fmt.Sprint(i)))
+	}
+	c.Annotate(t, awsAll, nil)
+	await(t, published, settings.Off, "")
+	c.Restore(t)
+	await(t, published, settings.Strict, "")
+	c.Annotate(t, awsAll, nil)
+	await(t, published, settings.Off, "")
 }
 
 func (c *cluster) outages(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/usherproxy/usher/internal/evidence"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/testing/messages"
 )
@@ -77,6 +78,8 @@ func messagesOfEvents(t *testing.T) []string {
 		{err: &url.Error{Op: "Get", URL: "https://kube", Err: errors.New("EOF")}},
 		{err: errors.New("the server is currently unable to handle the request")},
 		{err: &guard.Error{Part: "kubernetes", Value: "oops", At: "file.go:1"}},
+		{err: errNoList},
+		{service: balanced(nil), late: forbidden},
 	} {
 		r := newTestReconciler(t)
 		r.observeAt(1, e)
@@ -102,7 +105,10 @@ func messagesOfEvents(t *testing.T) []string {
 	for _, err := range []error{apierrors.NewNotFound(schema.GroupResource{}, ""), forbidden} {
 		lines = append(lines, configMap.problem(err).String())
 	}
-	return lines
+	m := newFakeMemory()
+	m.payload = []byte("{")
+	newMemory(m, gateway.ID{Name: "edge"}, edge, r.Logger).restore(start)
+	return append(lines, notRemembered(errors.New("the disk is full")).String())
 }
 
 // messagesOfEvidence returns what a listener reports whose Service switches headers on, and one that is off.

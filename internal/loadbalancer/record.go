@@ -44,7 +44,11 @@ func (r record) update(
 	defer cancel()
 	key := id.Namespace + "." + id.Name
 	return kubeapi.Update(ctx, r.object, func(m *corev1.ConfigMap) (changed bool) {
-		text := encodeState(next(decodeState(m.Data[key])))
+		recorded := decodeState(m.Data[key])
+		if isNewer(recorded.ResourceVersion, m.ResourceVersion) {
+			recorded = serviceState{} // from before a restore of etcd, which counts all versions: that revision never comes
+		}
+		text := encodeState(next(recorded))
 		if text == m.Data[key] {
 			return false
 		}

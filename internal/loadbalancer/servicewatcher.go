@@ -2,7 +2,9 @@ package loadbalancer
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"sync"
@@ -10,102 +12,170 @@ import (
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/kubeapi"
 	"github.com/usherproxy/usher/internal/latest"
 )
 
 // serviceEvent is what is known about a Service at one moment.
 type serviceEvent struct {
 	service *corev1.Service // nil: there is none, or, with err, it is unknown
-	err     error           // why the watch fails at the moment
+	err     error           // why it cannot be read at the moment
+	// late is why changes are seen up to retry.LongestPause late: the Service can be read, and not watched.
+	late error
 }
 
 // serviceWatcher watches one Service. It lists and watches by the Service's name, so a role with this one resource
 // name suffices. Only its newest event is kept.
+//
+// It reads the Service again after the end of each watch, whatever ended it, and trusts no resource version from before:
+// after a restore of etcd these count from a lower number, and a watch from a version that is still to come is silent.
+// A reflector of client-go would go on with the old version, and wait up to a minute between two attempts.
 type serviceWatcher struct {
 	client rest.Interface
 	log    *slog.Logger
 	id     gateway.KubernetesService
 	events latest.Value[serviceEvent]
-
-	mu     sync.Mutex
-	listed bool // the API server has answered
-	last   serviceEvent
+	mu     sync.Mutex // guards events against overlapping calls of Put
 }
 
-// run watches until ctx ends. It uses a reflector, because an informer does not report that a list is empty, or that
-// a watch is refused.
+const (
+	// requestTimeout bounds a request for the Service. After kubeapi.AnswerTimeout, the missing answer is a problem.
+	requestTimeout = 30 * time.Second
+	// The shortest and the longest time of one watch. Its end is the last resort against a watch that is silent for a reason
+	// that nothing else shows.
+	shortestWatch = time.Minute
+	longestWatch  = 2 * time.Minute
+	// calmWatch is how long a watch has to last for its end to be no failure.
+	calmWatch = 5 * time.Second
+)
+
+// run watches until ctx ends. A panic is a failed attempt.
 func (w *serviceWatcher) run(ctx context.Context) {
-	quiet := logr.Discard() // errors become problems
-	store := cache.NewUndeltaStore(w.setServices, cache.MetaNamespaceKeyFunc)
-	cache.NewReflectorWithOptions(w.listWatch(ctx), &corev1.Service{}, store, cache.ReflectorOptions{Logger: &quiet}).
-		RunWithContext(klog.NewContext(ctx, quiet))
-}
-
-// listWatch returns the requests of the reflector.
-func (w *serviceWatcher) listWatch(ctx context.Context) *cache.ListWatch {
-	byName := fields.OneTermEqualSelector(metav1.ObjectNameField, w.id.Name)
-	lw := cache.NewListWatchFromClient(w.client, "services", w.id.Namespace, byName)
-	return &cache.ListWatch{
-		ListWithContextFunc: func(requestCtx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			return request(ctx, w, func() (runtime.Object, error) { return lw.ListWithContext(requestCtx, o) })
-		},
-		WatchFuncWithContext: func(requestCtx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return request(ctx, w, func() (watch.Interface, error) { return lw.WatchWithContext(requestCtx, o) })
-		},
-	}
-}
-
-// request sends a request and records how it ended. A panic becomes an error, so the reflector tries again.
-func request[T any](ctx context.Context, w *serviceWatcher, send func() (T, error)) (response T, err error) {
-	err = guard.Run(w.log, "kubernetes", func() (err error) {
-		response, err = send()
-		return err
-	})
-	w.requestDone(ctx, err)
-	return response, err
-}
-
-// requestDone records how a request ended. A watch that is too old, or that an older API server does not understand,
-// is no error: the reflector lists next.
-func (w *serviceWatcher) requestDone(ctx context.Context, err error) {
-	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) {
-		return
-	}
-	w.update(func() { w.last.err = err })
-}
-
-// setServices sets the Services that there are now.
-func (w *serviceWatcher) setServices(services []any) {
-	w.update(func() {
-		w.listed, w.last.service = true, nil
-		for _, s := range services {
-			// An API server that does not know the selector returns all Services.
-			if s, ok := s.(*corev1.Service); ok && s.Name == w.id.Name {
-				w.last.service = s
-			}
+	ctx = klog.NewContext(ctx, logr.Discard()) // errors become problems
+	for failures := 0; ctx.Err() == nil; {
+		var round watchRound
+		err := guard.Run(w.log, "kubernetes", func() error { return round.run(ctx, w) })
+		if ctx.Err() != nil {
+			return
 		}
-	})
+		failures++
+		switch {
+		case err == nil && time.Since(round.watching) >= calmWatch:
+			failures = 1
+		case err != nil && !round.wasRead:
+			w.put(serviceEvent{err: err})
+		case err != nil && failures > 1: // the first one may be the end of the API server, which the next read shows
+			w.put(serviceEvent{service: round.service, late: err})
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(kubeapi.Pause(failures, err)):
+		}
+	}
 }
 
-// update makes a change. There is an event once anything is known.
-func (w *serviceWatcher) update(change func()) {
+// watchRound is one read of the Service and the watch that follows it.
+type watchRound struct {
+	service  *corev1.Service
+	wasRead  bool      // service is what the API server has
+	watching time.Time // when the watch began; zero: it did not
+}
+
+// run returns nil when the watch ends, and the error of a request that fails.
+func (r *watchRound) run(ctx context.Context, w *serviceWatcher) error {
+	version, err := r.read(ctx, w)
+	if err != nil {
+		return err
+	}
+	r.wasRead = true
+	lasts := shortestWatch + rand.N(longestWatch-shortestWatch)
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	timer := time.AfterFunc(requestTimeout, func() { end(kubeapi.ErrNoAnswer) })
+	defer timer.Stop()
+	events, err := w.request(metav1.ListOptions{
+		Watch: true, ResourceVersion: version, AllowWatchBookmarks: true, TimeoutSeconds: new(int64(lasts.Seconds())),
+	}).Watch(ctx)
+	if err != nil {
+		return kubeapi.CauseOf(ctx, err)
+	}
+	timer.Reset(lasts + requestTimeout) // should the server not end it
+	defer events.Stop()
+	r.watching = time.Now()
+	w.put(serviceEvent{service: r.service})
+	for e := range events.ResultChan() {
+		s, ok := e.Object.(*corev1.Service)
+		switch {
+		case e.Type == watch.Error:
+			return nil // such as 410 Gone; the next read shows what it means
+		case !ok || s.Name != w.id.Name: // an API server that does not know the selector sends all Services
+		case e.Type == watch.Added, e.Type == watch.Modified:
+			r.service = s
+			w.put(serviceEvent{service: s})
+		case e.Type == watch.Deleted:
+			r.service = nil
+			w.put(serviceEvent{})
+		}
+	}
+	return nil
+}
+
+// read reads the Service, and returns the version to watch from. While the answer is late, that is an event.
+func (r *watchRound) read(ctx context.Context, w *serviceWatcher) (version string, err error) {
+	defer w.putLate()()
+	ctx, cancel := context.WithTimeoutCause(ctx, requestTimeout, kubeapi.ErrNoAnswer)
+	defer cancel()
+	var list corev1.ServiceList
+	if err := w.request(metav1.ListOptions{}).Do(ctx).Into(&list); err != nil {
+		return "", kubeapi.CauseOf(ctx, err)
+	}
+	if list.ResourceVersion == "" { // {} and null can be decoded, too
+		return "", errNoList
+	}
+	if i := slices.IndexFunc(list.Items, func(s corev1.Service) bool { return s.Name == w.id.Name }); i >= 0 {
+		r.service = &list.Items[i]
+	}
+	return list.ResourceVersion, nil
+}
+
+func (w *serviceWatcher) put(e serviceEvent) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	change()
-	if w.listed || w.last.err != nil {
-		w.events.Put(w.last)
+	w.events.Put(e)
+}
+
+// putLate puts an event if the function that it returns is not called in time.
+func (w *serviceWatcher) putLate() (answered func()) {
+	over := false
+	late := time.AfterFunc(kubeapi.AnswerTimeout, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if !over {
+			w.events.Put(serviceEvent{err: kubeapi.ErrNoAnswer})
+		}
+	})
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		over = true
+		late.Stop()
 	}
+}
+
+var errNoList = errors.New("the answer is no list of Services")
+
+// request returns a request for the Service by its name.
+func (w *serviceWatcher) request(o metav1.ListOptions) *rest.Request {
+	o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, w.id.Name).String()
+	return w.client.Get().Namespace(w.id.Namespace).Resource("services").VersionedParams(&o, metav1.ParameterCodec).MaxRetries(0)
 }
 
 // The bounds of readHistory, for which the first event waits.

@@ -36,6 +36,8 @@ type Options struct {
 	Record types.NamespacedName
 	// Evidence reports what connections show. Nil: listeners go by their Service alone.
 	Evidence EvidenceSource
+	// Memory keeps what is known across restarts. Nil: after a restart, listeners wait for the API server.
+	Memory Memory
 }
 
 // Watcher watches Services. Use NewWatcher; the methods may be called from any goroutine.
@@ -67,6 +69,11 @@ func (w *Watcher) Watch(ctx context.Context, of gateway.ID, id gateway.Kubernete
 	defer r.Metrics.update(id, false, nil)
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
+	r.memory = newMemory(w.o.Memory, of, id, w.o.Logger)
+	running.Go(func() { r.memory.run(ctx) })
+	if r.restore() {
+		timer.Reset(restoredWait)
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -75,7 +82,9 @@ func (w *Watcher) Watch(ctx context.Context, of gateway.ID, id gateway.Kubernete
 			r.pending, r.started = true, true
 		case ports := <-reports.C():
 			r.observe(ports)
+		case r.memoryProblem = <-r.memory.failed.C():
 		case <-timer.C:
+			r.started = r.started || r.state.Ports != nil // restoredWait is over
 		}
 		if r.started {
 			timer.Reset(r.step(ctx))
@@ -122,6 +131,9 @@ type reconciler struct {
 	unshared     bool                     // state has a finding that may not be recorded
 	nextShare    time.Time                // when to look for the findings of other replicas
 
+	memory        *memory
+	memoryProblem *problem.Problem // why nothing is remembered; nil: it is
+
 	problems       []problem.Problem // of the Service
 	recordProblems []problem.Problem // why the other replicas may not have the state
 	panicProblems  []problem.Problem // the panic while event was applied
@@ -133,7 +145,17 @@ func newReconciler(o Options, id gateway.KubernetesService, put func(*gateway.Ba
 	return &reconciler{
 		Options: o, id: id, put: put, now: now, watchedSince: now(), published: &gateway.Balancer{},
 		observed: map[int]observation{}, sightings: map[sightingKey]sighting{}, reasons: map[int]string{},
+		memory: newMemory(nil, gateway.ID{}, id, o.Logger),
 	}
+}
+
+// restore takes the state that is remembered. It reports whether there is one.
+func (r *reconciler) restore() bool {
+	r.state = r.memory.restore(r.now())
+	if r.Evidence == nil {
+		r.state = r.state.withoutFindings()
+	}
+	return r.state.ResourceVersion != ""
 }
 
 // observe stores reports about connections for the next step. Their ports are all that Envoys have reported of late.
@@ -191,7 +213,7 @@ func (r *reconciler) applyEvent(ctx context.Context) {
 	if !r.mustRecord(last) {
 		return
 	}
-	if last.ResourceVersion != "" {
+	if len(r.published.Ports) > 0 {
 		r.publish(r.now())
 	}
 	r.recordProblems = nil
@@ -274,7 +296,7 @@ func (r *reconciler) mustRecord(last serviceState) bool {
 func (r *reconciler) readEvent() *serviceIntent {
 	switch {
 	case r.event.err != nil:
-		r.problems = r.unknown(kubeapi.Explain(r.event.err, "get, list and watch on this Service (docs/kubernetes-role.yaml)"))
+		r.problems = r.unknown(kubeapi.Explain(r.event.err, serviceRights))
 		return nil
 	case r.event.service == nil:
 		r.problems = r.unknown("Consul's catalog names this Service for the gateway, but this Kubernetes cluster has none; " +
@@ -283,8 +305,17 @@ func (r *reconciler) readEvent() *serviceIntent {
 	}
 	intent := readIntent(r.event.service)
 	r.problems = intent.problems
+	if r.event.late != nil {
+		r.problems = append(r.problems, problem.Problem{
+			Where: r.id.String(),
+			What:  kubeapi.Explain(r.event.late, serviceRights) + ". Usher can read this Service and not watch it, so listeners follow a change a few seconds late",
+		})
+	}
 	return &intent
 }
+
+// serviceRights are what Usher needs.
+const serviceRights = "get, list and watch on this Service (docs/kubernetes-role.yaml)"
 
 // unknown returns the problem of why it is unknown what the Service asks for.
 func (r *reconciler) unknown(why string) []problem.Problem {
@@ -300,6 +331,10 @@ func (r *reconciler) publish(now time.Time) time.Duration {
 	next, ends := r.state.balancer(r.Grace, now)
 	sightingsEnd := r.updateSightings(now)
 	next.Problems = slices.Concat(r.problems, next.Problems, r.evidenceProblems(now), r.recordProblems, r.panicProblems)
+	if r.memoryProblem != nil {
+		next.Problems = append(next.Problems, *r.memoryProblem)
+	}
+	r.memory.remember(r.state, next)
 	r.Metrics.update(r.id, r.event.err != nil || r.event.service == nil, ends)
 	wake := idle
 	if len(r.recordProblems) > 0 {

@@ -3,7 +3,6 @@ package loadbalancer
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -18,13 +17,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/kubeapi"
-	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/internal/settings"
 	"github.com/usherproxy/usher/internal/testing/apiserver"
 )
@@ -44,6 +41,9 @@ type apiServer struct {
 	stall     chan struct{}           // if not nil, requests for the record wait until it is closed
 	beforePut func(*corev1.ConfigMap) // if not nil, called once before the record is replaced
 	onMissing func()                  // if not nil, called at a request for a record that does not exist
+	// fault, if not nil, answers requests for the Service and returns true, or returns false.
+	fault func(w http.ResponseWriter, isWatch bool) bool
+	cuts  int // how often all watches were cut off
 }
 
 func newAPIServer(t *testing.T) *apiServer {
@@ -77,7 +77,7 @@ func (a *apiServer) change(f func()) {
 func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	a.mu.Lock()
-	refuses, version := a.refuses, len(a.history)
+	refuses, version, fault := a.refuses, len(a.history), a.fault
 	a.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	switch {
@@ -85,12 +85,10 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.configMap(w, r)
 	case r.URL.Path != "/api/v1/namespaces/consul/services" || q.Get("fieldSelector") != "metadata.name=edge":
 		http.Error(w, "{}", http.StatusNotFound)
+	case fault != nil && fault(w, q.Get("watch") != ""):
 	case refuses:
 		w.WriteHeader(http.StatusForbidden)
 		fmt.Fprint(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403, "message": "services is forbidden"}`)
-	case q.Get("sendInitialEvents") != "": // the client lists instead
-		w.WriteHeader(http.StatusUnprocessableEntity)
-		fmt.Fprint(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid", "code": 422}`)
 	case q.Get("watch") != "":
 		a.watch(w, r)
 	case q.Get("resourceVersionMatch") == "Exact":
@@ -149,7 +147,9 @@ func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 		close(a.changed)
 		a.changed = make(chan struct{})
 	}
-	_ = json.NewEncoder(w).Encode(a.record)
+	answer := *a.record
+	answer.Name = "record"
+	_ = json.NewEncoder(w).Encode(answer)
 }
 
 // waitRecorded waits until the state of this version of the Service is recorded, and returns it.
@@ -173,11 +173,14 @@ func (a *apiServer) waitRecorded(t *testing.T, version string) serviceState {
 func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	var seen int
 	_, _ = fmt.Sscan(r.URL.Query().Get("resourceVersion"), &seen) // 0 where there is none
+	a.mu.Lock()
+	cuts := a.cuts
+	a.mu.Unlock()
 	for {
 		a.mu.Lock()
-		events, refuses, changed := a.history[seen:], a.refuses, a.changed
+		events, over, changed := a.history[min(seen, len(a.history)):], a.refuses || a.cuts != cuts, a.changed
 		a.mu.Unlock()
-		if refuses {
+		if over {
 			return
 		}
 		for _, s := range events {
@@ -348,47 +351,5 @@ func TestEndedWatchLeavesNothingInTheMetrics(t *testing.T) {
 	stop()
 	if n := len(gracePeriods(o)); n != 0 {
 		t.Errorf("%d listeners are in a grace period after the end, want none", n)
-	}
-}
-
-// Before the first list or error nothing is known; after it, an empty list is an event, too.
-func TestThereIsNoEventBeforeTheFirstAnswer(t *testing.T) {
-	w := &serviceWatcher{id: edge, events: latest.New[serviceEvent]()}
-	w.requestDone(t.Context(), nil)
-	select {
-	case e := <-w.events.C():
-		t.Errorf("there is the event %+v", e)
-	default:
-	}
-	w.setServices(nil)
-	select {
-	case e := <-w.events.C():
-		if e != (serviceEvent{}) {
-			t.Errorf("there is the event %+v, want no Service", e)
-		}
-	default:
-		t.Error("there is no event after the first answer")
-	}
-}
-
-// A watch that the reflector replaces by a list has not failed.
-func TestRequestsThatFail(t *testing.T) {
-	over, cancel := context.WithCancel(t.Context())
-	cancel()
-	for name, c := range map[string]struct {
-		ctx  context.Context
-		err  error
-		want bool
-	}{
-		"no error":      {t.Context(), nil, false},
-		"an error":      {t.Context(), errors.New("down"), true},
-		"too old":       {t.Context(), apierrors.NewResourceExpired("too old resource version"), false},
-		"after the end": {over, errors.New("canceled"), false},
-	} {
-		w := &serviceWatcher{events: latest.New[serviceEvent]()}
-		w.requestDone(c.ctx, c.err)
-		if got := w.last.err != nil; got != c.want {
-			t.Errorf("%s: failed %v, want %v", name, got, c.want)
-		}
 	}
 }

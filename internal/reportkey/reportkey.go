@@ -3,10 +3,12 @@
 package reportkey
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"time"
 
@@ -26,57 +28,106 @@ const DataKey = "key"
 // attemptTimeout bounds one attempt, and so how long Usher's start waits for the first one.
 const attemptTimeout = 3 * time.Second
 
-// Options are the parts of a Secret. All are required.
+// Options are the parts of a Secret. All but Memory are required.
 type Options struct {
 	Client rest.Interface
 	Logger *slog.Logger
 	Secret types.NamespacedName          // it has to exist, and may be empty
 	Report func(found []problem.Problem) // replaces the problems
+	// Memory keeps the key across restarts, so that listeners stay as they are while the API server is away. Nil: nothing
+	// does.
+	Memory Memory
 }
+
+// Memory keeps what a restarted Usher needs to know. *statedir.Dir implements it.
+type Memory interface {
+	// Read returns what Write stored last, and when. If there is nothing, the error is fs.ErrNotExist.
+	Read(name string) (payload []byte, written time.Time, err error)
+	Write(name string, payload []byte) error
+}
+
+// memoryName is the name of the key in the Memory.
+const memoryName = "report-key"
 
 // Secret is a Secret with the key. Use New.
 //
 // Usher reads it until it has the key, and then never again: another key changes all listeners, so it takes a restart.
 type Secret struct {
 	object   kubeapi.Object
-	report   func([]problem.Problem)
-	key      evidence.Key
+	options  Options
+	key      evidence.Key // that the Secret has
 	failures int
+	// remembered is the data of the key of an earlier process; empty: there is none.
+	remembered []byte
 }
 
 // New returns a Secret that is not read yet.
 func New(o Options) *Secret {
 	object := kubeapi.Object{Client: o.Client, Log: o.Logger, Kind: "Secret", At: o.Secret, Manifest: "docs/kubernetes-report-key.yaml"}
-	return &Secret{object: object, report: o.Report}
+	return &Secret{object: object, options: o}
+}
+
+// Start returns the key that is remembered, at once, or else the result of an Attempt.
+func (s *Secret) Start(ctx context.Context) evidence.Key {
+	if s.options.Memory != nil {
+		data, _, err := s.options.Memory.Read(memoryName)
+		var key evidence.Key
+		if err == nil {
+			key, err = evidence.ParseKey(data)
+		}
+		switch {
+		case err == nil:
+			s.remembered = data
+			return key
+		case !errors.Is(err, fs.ErrNotExist):
+			s.options.Logger.Warn("the remembered key of connection reports cannot be used; Usher asks the API server", "error", err)
+		}
+	}
+	return s.Attempt(ctx)
 }
 
 // Attempt reads the key, or writes one if the Secret has none. The result is the zero Key if that fails, which is a problem
 // and may take up to three seconds.
 func (s *Secret) Attempt(ctx context.Context) evidence.Key {
-	limited, cancel := context.WithTimeout(ctx, attemptTimeout)
+	limited, cancel := context.WithTimeoutCause(ctx, attemptTimeout, kubeapi.ErrNoAnswer)
 	defer cancel()
-	key, err := s.readOrWrite(limited)
+	data, err := s.readOrWrite(limited)
+	var key evidence.Key
+	if err == nil {
+		key, err = evidence.ParseKey(data)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return evidence.Key{}
 	case err != nil:
 		s.failures++
-		s.report([]problem.Problem{s.problem(err)})
+		s.options.Report([]problem.Problem{s.problem(kubeapi.CauseOf(limited, err))})
 		return evidence.Key{}
 	}
 	s.key = key
-	s.report(nil)
+	s.options.Report(nil)
+	s.remember(data)
 	return key
 }
 
-// Run attempts until there is a key, calls put with it, and returns when ctx ends. Call it after an Attempt, by one
-// goroutine.
+// remember keeps the key for the next start.
+func (s *Secret) remember(data []byte) {
+	if s.options.Memory == nil || bytes.Equal(data, s.remembered) {
+		return
+	}
+	if err := s.options.Memory.Write(memoryName, data); err != nil {
+		s.options.Logger.Warn("the key of connection reports cannot be remembered; a restart while the API server is away will change listeners", "error", err)
+	}
+}
+
+// Run attempts until the Secret has answered, calls put with its key, and returns when ctx ends. Call it after Start, by
+// one goroutine.
 func (s *Secret) Run(ctx context.Context, put func(evidence.Key)) error {
 	for s.key.IsZero() {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(retry.Pause(s.failures)):
+		case <-time.After(retry.Pause(max(1, s.failures))):
 		}
 		if key := s.Attempt(ctx); !key.IsZero() {
 			put(key)
@@ -86,25 +137,21 @@ func (s *Secret) Run(ctx context.Context, put func(evidence.Key)) error {
 	return nil
 }
 
-// readOrWrite returns the key. If two replicas write one, the API server refuses the second, which then reads the first's.
-func (s *Secret) readOrWrite(ctx context.Context) (key evidence.Key, err error) {
-	updateErr := kubeapi.Update(ctx, s.object, func(secret *corev1.Secret) (changed bool) {
+// readOrWrite returns the data of the key. If two replicas write one, the API server refuses the second, which then reads the first's.
+func (s *Secret) readOrWrite(ctx context.Context) (data []byte, err error) {
+	err = kubeapi.Update(ctx, s.object, func(secret *corev1.Secret) (changed bool) {
 		if secret.Data == nil {
 			secret.Data = map[string][]byte{}
 		}
-		data, exists := secret.Data[DataKey]
-		if !exists {
+		var exists bool
+		if data, exists = secret.Data[DataKey]; !exists {
 			data = make([]byte, 32)
 			rand.Read(data)
 			secret.Data[DataKey] = data
 		}
-		key, err = evidence.ParseKey(data)
 		return !exists
 	})
-	if updateErr != nil {
-		return evidence.Key{}, updateErr
-	}
-	return key, err
+	return data, err
 }
 
 // problem returns the problem for an error of readOrWrite.
@@ -113,8 +160,9 @@ func (s *Secret) problem(err error) problem.Problem {
 	if errors.Is(err, evidence.ErrShortKey) {
 		what = fmt.Sprintf("its data key %q is no key: %v. If you remove it, Usher writes one", DataKey, err)
 	}
-	return problem.Problem{
-		Where: s.object.String(),
-		What:  what + ". Meanwhile, Envoys do not report which connections begin with a PROXY header",
+	meanwhile := ". Meanwhile, Envoys do not report which connections begin with a PROXY header"
+	if s.remembered != nil {
+		meanwhile = ". Meanwhile, Usher uses the key that it remembers (--state-dir)"
 	}
+	return problem.Problem{Where: s.object.String(), What: what + meanwhile}
 }

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
@@ -32,6 +34,7 @@ type fakeServer struct {
 	mu      sync.Mutex
 	secret  *corev1.Secret // nil: there is none
 	refuses bool
+	garbage bool // it answers every request with an object without a name
 	writes  int
 	readers *sync.WaitGroup // what the first readers wait for; nil: nothing
 }
@@ -69,7 +72,11 @@ func (f *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		next.ResourceVersion = fmt.Sprint(f.writes)
 		f.secret = &next
 	}
-	answer := f.secret
+	answer := *f.secret
+	answer.Name = "usher-report-key"
+	if f.garbage {
+		answer = corev1.Secret{}
+	}
 	if readers := f.readers; readers != nil && r.Method == http.MethodGet && f.writes == 0 {
 		f.mu.Unlock()
 		readers.Done()
@@ -204,7 +211,7 @@ func TestAttemptsEnd(t *testing.T) {
 	if got := s.Attempt(t.Context()); !got.IsZero() {
 		t.Error("there is a key")
 	}
-	if found := <-problems; len(found) != 1 || !strings.Contains(found[0].String(), "the API server cannot be reached: context deadline exceeded") {
+	if found := <-problems; len(found) != 1 || !strings.Contains(found[0].String(), "the API server does not answer in time") {
 		t.Errorf("problems %v", found)
 	}
 	stopped, cancel := context.WithCancel(t.Context())
@@ -215,12 +222,118 @@ func TestAttemptsEnd(t *testing.T) {
 	f.readers.Done()
 }
 
+// memory is a state directory with one file.
+type memory struct {
+	payload []byte
+	err     error // of Write
+}
+
+func (m *memory) Read(string) ([]byte, time.Time, error) {
+	if m.payload == nil {
+		return nil, time.Time{}, fs.ErrNotExist
+	}
+	return m.payload, time.Time{}, nil
+}
+
+func (m *memory) Write(_ string, payload []byte) error {
+	if m.err == nil {
+		m.payload = payload
+	}
+	return m.err
+}
+
+// TestARememberedKeyIsUsedWhileTheAPIServerIsAway restarts an Usher that had the key, while nothing answers.
+func TestARememberedKeyIsUsedWhileTheAPIServerIsAway(t *testing.T) {
+	t.Parallel()
+	f, m := newFakeServer(t, secretWith(random)), &memory{}
+	s, _ := f.replica(t)
+	s.options.Memory = m
+	want := evidence.NewKey([]byte(random))
+	if got := s.Start(t.Context()); got != want || string(m.payload) != random {
+		t.Fatalf("the key is another one, and %q is remembered", m.payload)
+	}
+	f.change(func() { f.refuses = true })
+	s, problems := f.replica(t)
+	s.options.Memory = m
+	if got := s.Start(t.Context()); got != want {
+		t.Error("the remembered key is not used")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	keys, ended := make(chan evidence.Key), make(chan error)
+	go func() { ended <- s.Run(ctx, func(k evidence.Key) { keys <- k }) }()
+	if found := <-problems; len(found) != 1 || !strings.Contains(found[0].What, "uses the key that it remembers") {
+		t.Errorf("problems %v", found)
+	}
+	const other = "another key than the remembered one"
+	f.change(func() { f.refuses, f.secret = false, secretWith(other) })
+	if got := <-keys; got != evidence.NewKey([]byte(other)) || string(m.payload) != other {
+		t.Errorf("the Secret's key is not used, or not remembered: %q", m.payload)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAnAnswerWithoutTheSecretGivesNoKey has something that answers everything with 200: its Secret would have no key, and
+// Usher would make one that no other replica has.
+func TestAnAnswerWithoutTheSecretGivesNoKey(t *testing.T) {
+	t.Parallel()
+	f := newFakeServer(t, &corev1.Secret{})
+	f.garbage = true
+	s, problems := f.replica(t)
+	if got := s.Attempt(t.Context()); !got.IsZero() || f.writes != 0 {
+		t.Errorf("there is a key, after %d writes", f.writes)
+	}
+	if found := <-problems; len(found) != 1 || !strings.Contains(found[0].What, "the answer is not the object that was asked for") {
+		t.Errorf("problems %v", found)
+	}
+}
+
+func TestAKeyThatIsRememberedBadlyIsRead(t *testing.T) {
+	t.Parallel()
+	f := newFakeServer(t, secretWith(random))
+	s, _ := f.replica(t)
+	s.options.Memory = &memory{payload: []byte("short"), err: errors.New("the disk is full")}
+	if got := s.Start(t.Context()); got != evidence.NewKey([]byte(random)) {
+		t.Error("the Secret's key is not used")
+	}
+}
+
 func TestMessages(t *testing.T) {
 	t.Parallel()
 	_, short := evidence.ParseKey(nil)
 	var lines []string
+	s := New(Options{
+		Secret: types.NamespacedName{Namespace: "consul", Name: "usher-report-key"}, Report: func([]problem.Problem) {},
+		Memory: &memory{payload: []byte("short"), err: errors.New("the disk is full")},
+		Logger: slog.New(slog.NewTextHandler((*lineWriter)(&lines), &slog.HandlerOptions{ReplaceAttr: withoutTime})),
+	})
 	for _, err := range []error{short, errors.New("oops")} {
-		lines = append(lines, New(Options{Secret: types.NamespacedName{Namespace: "consul", Name: "usher-report-key"}}).problem(err).String())
+		lines = append(lines, s.problem(err).String())
 	}
-	messages.Check(t, lines, "fmt.Sprintf", "problem.Problem")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.object.Client, _ = kubeapi.Connect(apiserver.KubeconfigFor(t, "http://127.0.0.1:1"))
+	s.Start(ended)
+	s.remember([]byte(random))
+	s.remembered = []byte(random)
+	lines = append(lines, s.problem(errors.New("oops")).String())
+	messages.Check(t, lines, "fmt.Sprintf", "problem.Problem", "Warn")
+}
+
+// lineWriter collects lines of a log.
+type lineWriter []string
+
+func (w *lineWriter) Write(line []byte) (int, error) {
+	*w = append(*w, strings.TrimSuffix(string(line), "\n"))
+	return len(line), nil
+}
+
+func withoutTime(_ []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.TimeKey {
+		return slog.Attr{}
+	}
+	return a
 }

@@ -21,6 +21,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/usherproxy/usher/internal/kubeapi"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // ErrRefused means that Kubernetes does not accept the token, or that it is the token of no pod.
@@ -45,6 +48,8 @@ type Options struct {
 	Logger *slog.Logger
 	// StaleIfError is for how long a token stays accepted that Kubernetes has accepted, while Kubernetes does not answer.
 	StaleIfError time.Duration
+	// Report replaces the problems, which the Reviewer logs itself.
+	Report func(found []problem.Problem)
 }
 
 // Reviewer checks tokens. It remembers keyed hashes of the tokens that Kubernetes has accepted, never the tokens. Its
@@ -125,7 +130,7 @@ func (r *Reviewer) ask(ctx context.Context, token string, again bool) (authentic
 	if again {
 		timeout = nextTimeout
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w (%v)", kubeapi.ErrNoAnswer, timeout))
 	defer cancel()
 	var review authenticationv1.TokenReview
 	select {
@@ -181,7 +186,23 @@ func (r *Reviewer) noteFailure(err error) {
 		r.options.Logger.Warn("kubernetes does not answer TokenReviews; Envoys that it accepted before may still connect, others are refused",
 			"at_most", r.options.StaleIfError, "error", err)
 	}
+	if !r.failing {
+		r.options.Report([]problem.Problem{r.problem(err)})
+	}
 	r.failing = true
+}
+
+// problem returns the problem for a review without an answer.
+func (r *Reviewer) problem(err error) problem.Problem {
+	why := err.Error() // reviewError has added what to do
+	if !apierrors.IsForbidden(err) {
+		why = kubeapi.Explain(err, "")
+	}
+	return problem.Problem{
+		Where: "Kubernetes TokenReviews (--token-review)",
+		What: why + ". Meanwhile, Envoys whose tokens were accepted before may connect for " + r.options.StaleIfError.String() +
+			", and others are refused",
+	}
 }
 
 func (r *Reviewer) noteAnswer() {
@@ -189,6 +210,7 @@ func (r *Reviewer) noteAnswer() {
 	defer r.mu.Unlock()
 	if r.failing {
 		r.options.Logger.Info("kubernetes answers TokenReviews again")
+		r.options.Report(nil)
 	}
 	r.failing = false
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/testing/messages"
 )
 
@@ -33,6 +36,8 @@ type apiServer struct {
 	body   string // of an answer with a code
 	silent bool
 	tokens []string // that were reviewed
+	// reported is what the Reviewer has reported.
+	reported []string
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -87,7 +92,10 @@ func newReviewer(t *testing.T, s *apiServer) (*Reviewer, *strings.Builder) {
 		t.Fatal(err)
 	}
 	var log strings.Builder
-	return New(Options{Client: client, Logger: slog.New(slog.NewTextHandler(&log, nil)), StaleIfError: time.Hour}), &log
+	return New(Options{
+		Client: client, Logger: slog.New(slog.NewTextHandler(&log, nil)), StaleIfError: time.Hour,
+		Report: func(found []problem.Problem) { s.set(func() { s.reported = append(s.reported, fmt.Sprint(found)) }) },
+	}), &log
 }
 
 func TestThePodOfAToken(t *testing.T) {
@@ -165,6 +173,11 @@ func TestWhileKubernetesDoesNotAnswer(t *testing.T) {
 				t.Errorf("the log has %q %d times, want %d:\n%s", text, n, times, log)
 			}
 		}
+		const outage = "[Kubernetes TokenReviews (--token-review): the API server does not answer in time; check its health and load, and the network to it. " +
+			"Meanwhile, Envoys whose tokens were accepted before may connect for 1h0m0s, and others are refused]"
+		if want := []string{outage, "[]"}; !slices.Equal(s.reported, want) {
+			t.Errorf("reported is %q, want %q", s.reported, want)
+		}
 		time.Sleep(time.Hour)
 		s.set(func() { s.silent = true })
 		if _, err := r.Review(t.Context(), "known"); err == nil {
@@ -193,7 +206,7 @@ func TestMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, _ := newReviewer(t, &apiServer{silent: true})
 		_, err := r.Review(t.Context(), "sesame")
-		lines = append(lines, err.Error())
+		lines = append(lines, err.Error(), r.problem(err).String())
 	})
-	messages.Check(t, lines, "errors.New", "fmt.Errorf")
+	messages.Check(t, lines, "errors.New", "fmt.Errorf", "problem.Problem")
 }

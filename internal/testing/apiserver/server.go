@@ -44,6 +44,8 @@ type Server struct {
 	address string
 	args    []string // of kube-apiserver
 	process *testprocess.Process
+	etcd    *testprocess.Process
+	etcdArg []string
 	admin   rest.Interface
 }
 
@@ -69,10 +71,13 @@ func Start(t *testing.T, o Options) *Server {
 	s := &Server{options: o, dir: testprocess.NewDir(t)}
 	s.address = s.freeAddress(t)
 	etcd, etcdPeer := "http://"+s.freeAddress(t), "http://"+s.freeAddress(t)
-	s.run(t, "etcd", testprocess.Debian(t, "etcd", "etcd-server"), "--data-dir", s.dir+"/etcd",
+	s.etcdArg = []string{
+		"--data-dir", s.dir + "/etcd",
 		"--listen-client-urls", etcd, "--advertise-client-urls", etcd,
-		"--listen-peer-urls", etcdPeer, "--initial-advertise-peer-urls", etcdPeer, "--initial-cluster", "default="+etcdPeer,
-		"--unsafe-no-fsync") // the data need not survive a crash, and the disk may be busy
+		"--listen-peer-urls", etcdPeer, "--initial-advertise-peer-urls", etcdPeer, "--initial-cluster", "default=" + etcdPeer,
+		"--unsafe-no-fsync", // the data need not survive a crash, and the disk may be busy
+	}
+	s.startEtcd(t)
 	key := writeKey(t, s.dir)
 	if err := os.WriteFile(s.dir+"/tokens", []byte(tokens), 0o600); err != nil {
 		t.Fatal(err)
@@ -86,6 +91,29 @@ func Start(t *testing.T, o Options) *Server {
 	s.Resume(t)
 	s.createNamespace(t)
 	return s
+}
+
+func (s *Server) startEtcd(t *testing.T) {
+	t.Helper()
+	s.etcd = s.run(t, "etcd", testprocess.Debian(t, "etcd", "etcd-server"), s.etcdArg...)
+}
+
+// Save saves what etcd has, for Restore. The server is down meanwhile.
+func (s *Server) Save(t *testing.T) { s.replaceData(t, s.dir+"/etcd", s.dir+"/saved") }
+
+// Restore replaces what etcd has by what Save saved: resource versions then count from a lower number. The server is down
+// meanwhile.
+func (s *Server) Restore(t *testing.T) { s.replaceData(t, s.dir+"/saved", s.dir+"/etcd") }
+
+func (s *Server) replaceData(t *testing.T, from, to string) {
+	t.Helper()
+	s.Stop()
+	s.etcd.Stop(t)
+	if err := errors.Join(os.RemoveAll(to), os.CopyFS(to, os.DirFS(from)), os.Chmod(to, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	s.startEtcd(t)
+	s.Resume(t)
 }
 
 // Stop ends the API server, but not its etcd.
@@ -150,14 +178,20 @@ func writeKey(t *testing.T, dir string) string {
 // Kubeconfig returns the path of a kubeconfig file for a user.
 func (s *Server) Kubeconfig(t *testing.T, u User) string {
 	t.Helper()
-	file := filepath.Join(s.dir, string(u)+".kubeconfig")
+	return s.KubeconfigAt(t, u, s.Address())
+}
+
+// KubeconfigAt is Kubeconfig for something in front of the server, at this URL.
+func (s *Server) KubeconfigAt(t *testing.T, u User, url string) string {
+	t.Helper()
+	file := filepath.Join(testprocess.NewDir(t), string(u)+".kubeconfig")
 	content := fmt.Sprintf(`apiVersion: v1
 kind: Config
 current-context: lab
 contexts: [{name: lab, context: {cluster: lab, user: %[1]s}}]
-clusters: [{name: lab, cluster: {server: "https://%[2]s", certificate-authority: %[3]s/apiserver.crt}}]
+clusters: [{name: lab, cluster: {server: %[2]q, certificate-authority: %[3]s/apiserver.crt}}]
 users: [{name: %[1]s, user: {token: %[1]s}}]
-`, u, s.address, s.dir)
+`, u, url, s.dir)
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,10 @@
 package apiserver
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -20,6 +23,18 @@ func (s *Server) Address() string { return "https://" + s.address }
 func (s *Server) CA(t *testing.T) string {
 	t.Helper()
 	return testprocess.ReadFile(t, s.dir+"/apiserver.crt")
+}
+
+// Transport returns what reaches the server from where it runs.
+func (s *Server) Transport(t *testing.T) *http.Transport {
+	t.Helper()
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM([]byte(s.CA(t))) {
+		t.Fatal("the server's certificate is none")
+	}
+	transport := &http.Transport{DialContext: s.options.Dial, TLSClientConfig: &tls.Config{RootCAs: roots}, DisableCompression: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	return transport
 }
 
 // CreateServiceAccount creates a service account in Namespace.
