@@ -153,3 +153,24 @@ func readCode(t *testing.T) source {
 	}
 	return s
 }
+
+// TestEveryFaultHasATest holds the tables of docs/operations.md to their promise.
+func TestEveryFaultHasATest(t *testing.T) {
+	text, err := os.ReadFile("docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	faults := 0
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(strings.Trim(line, "|\n "), " | ")
+		if len(cells) != 5 || cells[0] == "fault" {
+			continue
+		}
+		if faults++; !testFunc.MatchString(cells[4]) {
+			t.Errorf("no test shows: %s", cells[0])
+		}
+	}
+	if faults < 50 {
+		t.Errorf("found %d faults, want the tables of the page", faults)
+	}
+}
