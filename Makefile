@@ -78,8 +78,14 @@ monitoring-test: ## Test the alerts and the dashboard with the libraries of Prom
 	go -C tools/monitoring test -count=1 ./...
 
 .PHONY: e2e
-e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
+e2e: stories real-parts ## Run every test on real parts (E2E_FLAGS="-v -run NAME")
+
+.PHONY: stories
+stories: tools build ## Run the stories, chaos and conformance (E2E_FLAGS="-v -run NAME")
 	go test -tags e2e -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
+
+.PHONY: real-parts
+real-parts: tools build ## Run the tests of packages that need real parts
 	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts
 
 .PHONY: chaos
