@@ -3,7 +3,7 @@
 package e2e
 
 import (
-	"fmt"
+	"errors"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -48,14 +48,14 @@ func TestAClockThatDiffersFromConsuls(t *testing.T) {
 	const problem = "the clock of this machine: it is 2h0m0s behind the clock of the Consul agent"
 	testprocess.Eventually(t, "a problem names the difference", testprocess.StartDeadline, func() error {
 		if text, err := u.Admin("/readyz"); err != nil || !strings.Contains(text, problem) {
-			return fmt.Errorf("%v %s", err, text)
+			return errors.Join(err, errors.New("/readyz: "+text))
 		}
 		return nil
 	})
 	ahead.Store(0)
 	testprocess.Eventually(t, "the problem is over", testprocess.StartDeadline, func() error {
 		if text, err := u.Admin("/readyz"); err != nil || strings.Contains(text, "clock") {
-			return fmt.Errorf("%v %s", err, text)
+			return errors.Join(err, errors.New("/readyz: "+text))
 		}
 		return nil
 	})

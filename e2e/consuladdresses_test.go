@@ -14,7 +14,6 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
 	"github.com/usherproxy/usher/e2e/lab"
-	"github.com/usherproxy/usher/internal/status"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
@@ -96,7 +95,12 @@ func waitAddress(t *testing.T, u *lab.Usher, address, warning string) {
 		if err != nil {
 			return err
 		}
-		var state status.State
+		var state struct {
+			Source struct {
+				Address string
+				Answers bool
+			}
+		}
 		if err := json.Unmarshal([]byte(text), &state); err != nil {
 			t.Fatal(err)
 		}

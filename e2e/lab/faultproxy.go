@@ -8,7 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -463,7 +463,7 @@ func (p *FaultProxy) serve(w http.ResponseWriter, r *http.Request, body []byte) 
 func (p *FaultProxy) stream(w http.ResponseWriter, r *http.Request) {
 	proxy := httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(p.target) }, Transport: p.client, FlushInterval: -1,
-		ErrorLog: log.New(io.Discard, "", 0),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	proxy.ServeHTTP(w, r)
 }
