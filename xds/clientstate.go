@@ -23,7 +23,7 @@ type nameState struct {
 	sent     bool      // Envoy was sent the resource, acknowledged or not, or invalidate says so
 	dirty    bool      // what Envoy has may differ from what it is to have
 	version  string    // what Envoy has; if it is empty, the resource is sent in any case
-	resource *Resource // nil: it was not sent on this stream
+	resource *Resource // nil: it was not sent on this stream, and Envoy's earlier full state is not known
 }
 
 // defaultState is the state of a name without an override: Envoy has what the baseline has.

@@ -73,6 +73,21 @@ func TestReconnectedEnvoyGetsNoListenersWhileOneIsHeldBack(t *testing.T) {
 	})
 }
 
+// Its version says that it has all listeners of the set, and so not the one that is held back.
+func TestReconnectedEnvoyWithoutTheHeldBackListenerGetsTheOthers(t *testing.T) {
+	has := small().with(listener("tcp", 7)).without(listener("http", 1))
+	forOne(t, fakeenvoy.SotW, func(r *harness) {
+		r.source.publish(has.with(listener("http", 1, "web")).holdingBack(t, "http"))
+		e := r.reconnect(has)
+		e.ExpectAck(eds, "web")
+		e.ExpectAck(rds, "web")
+		e.ExpectNone()
+		r.source.publish(has.with(listener("http", 1, "web"), listener("tcp", 8)).holdingBack(t, "http"))
+		e.ExpectAck(lds, "tcp")
+		e.ExpectNone()
+	})
+}
+
 // After a restart the server does not know what a held-back listener refers to. An Envoy that has the listener keeps all
 // of it, whatever else changes.
 func TestReconnectedEnvoyKeepsWhatAHeldBackListenerRefersTo(t *testing.T) {

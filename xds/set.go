@@ -15,6 +15,7 @@ import (
 type Set struct {
 	collections [NumTypes]*Collection
 	restored    time.Time // see AsRestored
+	earlier     Earlier   // see WithEarlier
 }
 
 // NewSet returns a set of collections by their Type. A nil collection means that the type's resources are not known
@@ -25,13 +26,38 @@ func NewSet(collections [NumTypes]*Collection) *Set { return &Set{collections: c
 // AsRestored returns the set with a mark: it was made from what the source knew at that time, because the source does not
 // answer now. It may be older than what an Envoy has from another server. So an Envoy that has listeners from an earlier
 // stream keeps everything, until there is a set without the mark. Zero stands for no mark.
-func (s *Set) AsRestored(at time.Time) *Set { return &Set{collections: s.collections, restored: at} }
+func (s *Set) AsRestored(at time.Time) *Set {
+	marked := *s
+	marked.restored = at
+	return &marked
+}
+
+// WithEarlier returns the set with clusters that its Envoys may have from earlier sets.
+func (s *Set) WithEarlier(e Earlier) *Set {
+	knowing := *s
+	knowing.earlier = e
+	return &knowing
+}
 
 // Restored returns the time of AsRestored; zero: the set is not restored.
 func (s *Set) Restored() time.Time { return s.restored }
 
 // Collection returns the resources of a type; nil if they are not known yet.
 func (s *Set) Collection(t Type) *Collection { return s.collections[t] }
+
+// Earlier returns the argument of WithEarlier.
+func (s *Set) Earlier() Earlier { return s.earlier }
+
+// hadBy returns what an Envoy has that accepted a full state of the type with this version; nil: not known.
+func (s *Set) hadBy(t Type, version string) *Collection {
+	switch c := s.collections[t]; {
+	case c != nil && c.Version() == version:
+		return c
+	case t == Cluster:
+		return s.earlier.Get(version)
+	}
+	return nil
+}
 
 // hasHeldBack reports whether a resource of the type is held back.
 func (s *Set) hasHeldBack(t Type) bool {

@@ -56,7 +56,7 @@ func (s *streamState) push() (waits bool) {
 	for t := range s.types {
 		s.types[t].mayLack = s.set.hasHeldBack(Listener) || s.set.hasHeldBack(Type(t))
 		s.types[t].keeps = s.keeps(Type(t))
-		s.types[t].setCollection(s.set.collections[t])
+		s.types[t].setCollection(s.set)
 		if s.types[t].keeps {
 			s.types[t].changes() // only what differs stays dirty
 		}

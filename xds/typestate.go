@@ -160,22 +160,19 @@ func (t *typeState) invalidate(name string) {
 	t.put(name, n)
 }
 
-// setCollection marks what differs between the previous collection and a new one.
-func (t *typeState) setCollection(current *Collection) {
+// setCollection marks what differs between the previous collection and that of a new set. If it is known what Envoy has from
+// an earlier stream, that is the previous one, as if it was sent on this stream.
+func (t *typeState) setCollection(s *Set) {
+	current := s.collections[t.typ]
 	if !t.started || current == nil || current == t.baseline {
 		return
 	}
-	t.rebase(current)
-	if t.responded || !t.fullState() || t.versionInfo == "" || t.mayLack {
-		return
-	}
-	// An Envoy that was sent exactly this full state on an earlier stream is sent nothing.
-	if all, _ := t.changes(); versionOf(all) == t.versionInfo {
-		for _, r := range all {
-			t.markSent(r)
+	if !t.responded && t.fullState() && t.wildcard && t.versionInfo != "" {
+		if had := s.hadBy(t.typ, t.versionInfo); had != nil {
+			t.clientState, t.responded = clientState{baseline: had, wildcard: true}, true
 		}
-		t.responded = true
 	}
+	t.rebase(current)
 }
 
 // fullState reports whether a response lists all resources, see Type.isFullState.
@@ -316,7 +313,7 @@ func (t *typeState) newResponse(nonce string, upserts []*Resource, removals []st
 	return r
 }
 
-// sentResources returns what Envoy was sent on this stream and has, sorted by name.
+// sentResources returns what Envoy has, as far as it was sent on this stream or is known from an earlier one, sorted by name.
 func (t *typeState) sentResources() []*Resource {
 	var list []*Resource
 	for name := range t.names(t.baseline) {

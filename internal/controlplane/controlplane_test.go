@@ -575,3 +575,26 @@ func TestPlaneHasASetUntilItsGatewayIsRemoved(t *testing.T) {
 		want(false, "when the gateway is forgotten")
 	})
 }
+
+// An Envoy may come from another Usher, with a key that is new here.
+func TestASetKnowsTheEarlierClustersOfItsGateway(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
+		a := r.connect(xds.Node{ID: "a", Cluster: "edge"})
+		instances := []*gateway.Instance{{Node: "a", ServiceID: "a"}, {Node: "b", ServiceID: "b"}}
+		r.put(snapshot(instances...))
+		moved := snapshot(instances...)
+		moved.Chains[gateway.ServiceName{Name: "web"}].Targets["t"].Name = "web.default.dc2.internal.x"
+		moved.Chains[gateway.ServiceName{Name: "web"}].Targets["t"].SNI = "web.default.dc2.internal.x"
+		r.put(moved)
+		b := r.connect(xds.Node{ID: "b", Cluster: "edge"})
+		old, now := a.sets[0].Collection(xds.Cluster), a.sets[len(a.sets)-1].Collection(xds.Cluster)
+		if old.Version() == now.Version() {
+			t.Fatal("the clusters are still the same")
+		}
+		for name, e := range map[string]*testEnvoy{"an Envoy from before": a, "a new Envoy": b} {
+			if got := e.sets[len(e.sets)-1].Earlier().Get(old.Version()); got != old {
+				t.Errorf("the set of %s knows %v, want the clusters before", name, got)
+			}
+		}
+	})
+}

@@ -3,7 +3,6 @@ package controlplane
 import (
 	"log/slog"
 	"slices"
-	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -34,6 +33,7 @@ type encoder struct {
 	instances   instancesByID         // of the snapshot; never modified
 	current     map[envoyKey]compiled // of this generation
 	latest      map[envoyKey]compiled // the newest of each key; see setInstances
+	earlier     xds.Earlier           // of all keys: an Envoy may come from another Usher, with a key that is new here
 	// shared holds what this generation has encoded, for Envoys with other keys that have the same messages.
 	shared map[encodedKey]*encodedType
 }
@@ -170,7 +170,10 @@ func (e *encoder) compile(in *gateway.Instance, envoy gateway.Envoy, before comp
 		now.problems = append(now.problems, t.problems...)
 	}
 	now.heldBack = slices.Concat(res.HeldBackListeners, now.types[xds.Listener].invalid)
-	now.set = resourceSetOf(now.types, e.snapshot.Restored, before.set)
+	if before.set != nil {
+		e.earlier = e.earlier.With(before.set.Collection(xds.Cluster), now.types[xds.Cluster].collection)
+	}
+	now.set = e.resourceSetOf(now.types, before.set)
 	return now
 }
 
@@ -192,8 +195,9 @@ func (e *encoder) encode(before *encodedType, d desired) *encodedType {
 }
 
 // resourceSetOf returns the set of the encoded types: the one before if it has the same collections and the same mark.
-func resourceSetOf(types [xds.NumTypes]*encodedType, restored time.Time, before *xds.Set) *xds.Set {
+func (e *encoder) resourceSetOf(types [xds.NumTypes]*encodedType, before *xds.Set) *xds.Set {
 	var collections [xds.NumTypes]*xds.Collection
+	restored := e.snapshot.Restored
 	changed := before == nil || !before.Restored().Equal(restored)
 	for t, encoded := range types {
 		collections[t] = encoded.collection
@@ -202,7 +206,7 @@ func resourceSetOf(types [xds.NumTypes]*encodedType, restored time.Time, before 
 	if !changed {
 		return before
 	}
-	return xds.NewSet(collections).AsRestored(restored)
+	return xds.NewSet(collections).AsRestored(restored).WithEarlier(e.earlier)
 }
 
 // equalSets reports whether an Envoy would get the same from both sets.
