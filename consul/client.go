@@ -46,7 +46,7 @@ type Config struct {
 type Client struct {
 	targets      *targets
 	watchHTTP    *http.Client // for watches
-	aclHTTP      *http.Client // for ACL checks of Envoys' tokens
+	aclHTTP      *http.Client // for ACL checks of Envoys' tokens, and for logins
 	watchdogHTTP *http.Client // for the watchdog; it shares no connection
 	reading      atomic.Int64 // buffer sizes of the responses that are being read
 	reads        readLimiter  // for non-blocking queries
@@ -95,9 +95,9 @@ func NewClient(c Config) (*Client, error) {
 	return &Client{
 		report:       c.Report,
 		targets:      targets,
-		watchHTTP:    newHTTPClient(targets, files, plainReserved+plainShared, true),
-		aclHTTP:      newHTTPClient(targets, files, plainAuthorizations, true),
-		watchdogHTTP: newHTTPClient(targets, files, plainWatchdog, false),
+		watchHTTP:    newHTTPClient(targets, files, plainReserved+plainShared, watchPings),
+		aclHTTP:      newHTTPClient(targets, files, plainAuthorizations, loginPings),
+		watchdogHTTP: newHTTPClient(targets, files, plainWatchdog, nil),
 		reads:        make(readLimiter, maxConcurrentReads),
 		auth:         env.auth(),
 		tokens:       tokens,

@@ -115,18 +115,22 @@ func (t *transports) CloseIdleConnections() {
 	}
 }
 
+// How soon an HTTP/2 connection ends whose server is frozen. That of a blocking query ends soon, to recover soon. That of a
+// login may not: Consul may have made the login, and only its answer has the name by which it can be ended.
+var (
+	watchPings = &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 8 * time.Second}
+	loginPings = &http.HTTP2Config{SendPingTimeout: loginTimeout, PingTimeout: 15 * time.Second}
+)
+
 // newHTTPClient returns a client. Over plain HTTP, where a connection carries one request at a time, it opens at most
 // so many connections to an address. A connection detects within deadTime that the server's host is gone, even during a
-// blocking query of minutes. Over HTTP/2 it detects within 13 seconds that the server is frozen. Without http2, no two
+// blocking query of minutes. Over HTTP/2, pings detect that the server is frozen. Without them, the client speaks HTTP/1.1: no two
 // requests share a connection at the same time. A request without a response then closes its connection.
-func newHTTPClient(to *targets, files *tlsFiles, connections int, http2 bool) *http.Client {
-	protocols := &http.Protocols{}
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(http2) // one connection carries many blocking queries; Consul speaks it over TLS only
+func newHTTPClient(to *targets, files *tlsFiles, connections int, pings *http.HTTP2Config) *http.Client {
 	all := &transports{byAddress: map[address]*transport{}}
 	for _, t := range to.all {
 		all.byAddress[t.http] = &transport{files: files, build: func(config *tls.Config) *http.Transport {
-			return newTransport(t.http, config, connections, protocols)
+			return newTransport(t.http, config, connections, pings)
 		}}
 	}
 	return &http.Client{
@@ -136,7 +140,10 @@ func newHTTPClient(to *targets, files *tlsFiles, connections int, http2 bool) *h
 	}
 }
 
-func newTransport(a address, config *tls.Config, connections int, protocols *http.Protocols) *http.Transport {
+func newTransport(a address, config *tls.Config, connections int, pings *http.HTTP2Config) *http.Transport {
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(pings != nil) // one connection carries many blocking queries; Consul speaks it over TLS only
 	dialer := newDialer()
 	t := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
@@ -149,7 +156,7 @@ func newTransport(a address, config *tls.Config, connections int, protocols *htt
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: maxHeader,
 		Protocols:              protocols,
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 8 * time.Second},
+		HTTP2:                  pings,
 	}
 	if isPlain(a) {
 		// Without this bound the transport opens a new connection whenever none is idle, and keeps them all.
