@@ -42,8 +42,8 @@ func TestEnvoyKeepsWhatIsNewerThanTheRestoredState(t *testing.T) {
 	unreachable := "unreachable " + lab.ControlIP + "/32"
 	l.Gateway.RunIP(t, "route add "+unreachable)
 	waitMetric(t, usher, "usher_consul_up", "0")
-	setListeners(t, l, 8080, 9091) // Usher cannot see it yet
 	usher.Kill()
+	setListeners(t, l, 8080, 9091) // no Usher sees it: what Consul sends would still arrive
 	removed := envoy.Stat(t, "listener_manager.listener_removed")
 	usher = lab.StartUsher(t, old)
 	usher.WaitOutput(t, "envoy keeps what it has")
