@@ -78,39 +78,6 @@ func TestClusterChangedWhileEnvoyWasAway(t *testing.T) {
 	})
 }
 
-// The stream has ended after the cluster and before its endpoints. Envoy would use the cluster without any: the version of the
-// endpoints is for the cluster that was there before.
-func TestEnvoyHasItsClusterAndNotTheEndpointsAfterIt(t *testing.T) {
-	edition := func(n int) resources { return small().with(cluster("web", n)) }
-	forOne(t, fakeenvoy.Delta, func(r *harness) {
-		r.source.publish(edition(2).withParents(t))
-		has := upToDate(t, edition(2))
-		has[eds]["web"] = edition(1).withParents(t).Collection(xds.Endpoint).Get("web").Version()
-		e := r.connectWith(fakeenvoy.Options{Has: has})
-		e.Subscribe(cds)
-		e.ExpectAck(cds)
-		e.Subscribe(eds, "web")
-		e.ExpectAck(eds, "web")
-		e.ExpectNone()
-	})
-}
-
-// withParents is set, with load assignments whose versions depend on their clusters.
-func (w resources) withParents(t testing.TB) *xds.Set {
-	t.Helper()
-	collections := w.collections(t)
-	var assignments []*xds.Resource
-	for name, m := range w[xds.Endpoint] {
-		r, err := xds.NewResource(xds.Endpoint, name, m, collections[xds.Cluster].Get(name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		assignments = append(assignments, r)
-	}
-	collections[xds.Endpoint] = collections[xds.Endpoint].Next(assignments, nil, nil)
-	return xds.NewSet(collections)
-}
-
 // upToDate returns the versions of an Envoy that was sent all resources.
 func upToDate(t testing.TB, w resources) map[string]map[string]string {
 	t.Helper()

@@ -78,12 +78,9 @@ type Resource struct {
 	members  []string // the clusters of an aggregate cluster
 }
 
-// NewResource validates a message by Envoy's own rules and encodes it. Equal messages with equal parents get equal
-// versions, in every process. The name is that in the message, if its type has one.
-//
-// The parents are resources with which Envoy has to get this one again, as a cluster's load assignment with the cluster. An
-// Envoy whose stream has ended between the two then shows by its versions that it lacks the second.
-func NewResource(t Type, name string, m proto.Message, parents ...*Resource) (*Resource, error) {
+// NewResource validates a message by Envoy's own rules and encodes it. Equal messages get equal versions, in every
+// process. The name is that in the message, if its type has one.
+func NewResource(t Type, name string, m proto.Message) (*Resource, error) {
 	if name == "" {
 		return nil, fmt.Errorf("%s without a name: a bug in Usher; please report it", t)
 	}
@@ -91,7 +88,7 @@ func NewResource(t Type, name string, m proto.Message, parents ...*Resource) (*R
 		return nil, fmt.Errorf("%s %q is a %s: a bug in Usher; please report it", t, name, proto.MessageName(m))
 	}
 	r := &Resource{name: name, children: childrenOf(t, m), members: membersOf(m)}
-	if err := r.encode(t, m, parents); err != nil {
+	if err := r.encode(t, m); err != nil {
 		return nil, fmt.Errorf("%s %q: %w", t, name, err)
 	}
 	return r, nil
@@ -101,7 +98,7 @@ func NewResource(t Type, name string, m proto.Message, parents ...*Resource) (*R
 // DiscoveryResponse, so that sotwItem is a part of deltaItem and needs no memory. A message without a name field is
 // wrapped, as Envoy allows:
 // https://www.envoyproxy.io/docs/envoy/latest/api-v3/service/discovery/v3/discovery.proto#service-discovery-v3-discoveryresponse
-func (r *Resource) encode(t Type, m proto.Message, parents []*Resource) error {
+func (r *Resource) encode(t Type, m proto.Message) error {
 	if v, ok := m.(interface{ ValidateAll() error }); ok {
 		if err := v.ValidateAll(); err != nil {
 			return err
@@ -112,9 +109,6 @@ func (r *Resource) encode(t Type, m proto.Message, parents []*Resource) error {
 		return err
 	}
 	r.version, r.size = cache.HashResource(value), len(value)
-	for _, parent := range parents {
-		r.version = cache.HashResource([]byte(r.version + parent.version))
-	}
 	body := &anypb.Any{TypeUrl: t.URL(), Value: value}
 	item := &discoveryv3.Resource{Name: r.name, Version: r.version, Resource: body}
 	delta, err := proto.Marshal(&discoveryv3.DeltaDiscoveryResponse{Resources: []*discoveryv3.Resource{item}})
@@ -137,7 +131,7 @@ func (r *Resource) encode(t Type, m proto.Message, parents []*Resource) error {
 // Name is unique within the type.
 func (r *Resource) Name() string { return r.name }
 
-// Version is the SHA-256 of the encoded bytes, in hexadecimal. With parents, it is the SHA-256 of that and their versions.
+// Version is the SHA-256 of the encoded bytes, in hexadecimal.
 func (r *Resource) Version() string { return r.version }
 
 // Size is the number of encoded bytes, without the envelope.

@@ -43,16 +43,14 @@ func (m typedMessages[M]) ChangedSince(old messageMap) iter.Seq[string] {
 type desired struct {
 	typ         xds.Type
 	messages    messageMap
-	heldBack    []string        // resources that exist and could not be built
-	keepOrphans bool            // resources that have lost their message stay
-	clusters    *xds.Collection // for load assignments: those whose names they have
+	heldBack    []string // resources that exist and could not be built
+	keepOrphans bool     // resources that have lost their message stay
 }
 
 // encodedType holds the encoded resources of one type. It is immutable, and Envoys that get the same resources share
 // it.
 type encodedType struct {
 	messages   messageMap
-	clusters   *xds.Collection // as in desired
 	collection *xds.Collection
 	invalid    []string          // the messages that Envoy would reject
 	problems   []problem.Problem // why
@@ -63,10 +61,10 @@ type encodedType struct {
 // that are held back or invalid keep their last good bytes. Without any, the collection lists them as held back, so
 // that nothing removes them.
 func (t *encodedType) update(d desired) *encodedType {
-	if t.messages == d.messages && t.clusters == d.clusters && t.isExact() && len(d.heldBack) == 0 {
+	if t.messages == d.messages && t.isExact() && len(d.heldBack) == 0 {
 		return t
 	}
-	now := &encodedType{messages: d.messages, clusters: d.clusters}
+	now := &encodedType{messages: d.messages}
 	changed, orphans := now.diff(d.typ, t)
 
 	var removed, heldBack []string
@@ -101,7 +99,7 @@ func (t *encodedType) keepsLastGood() bool {
 // diff returns the resources that are new or different, and the names in the collection before that have no message
 // now.
 func (t *encodedType) diff(typ xds.Type, before *encodedType) (changed []*xds.Resource, orphans []string) {
-	for _, name := range t.changedSince(before) {
+	for name := range t.messages.ChangedSince(before.messages) {
 		message := t.messages.Get(name)
 		if message == nil {
 			orphans = append(orphans, name)
@@ -123,29 +121,9 @@ func (t *encodedType) diff(typ xds.Type, before *encodedType) (changed []*xds.Re
 	})
 }
 
-// changedSince returns the names whose message or cluster has changed, in order.
-func (t *encodedType) changedSince(before *encodedType) []string {
-	names := slices.Collect(t.messages.ChangedSince(before.messages))
-	if before.clusters == nil {
-		return names
-	}
-	added, changed, removed := t.clusters.ChangedSince(before.clusters)
-	for _, name := range slices.Concat(added, changed, removed) {
-		if t.messages.Get(name) != nil {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
-}
-
 // encode encodes a message. It returns nil if Envoy would reject it.
 func (t *encodedType) encode(typ xds.Type, name string, message proto.Message) *xds.Resource {
-	var parents []*xds.Resource
-	if cluster := t.clusters.Get(name); cluster != nil {
-		parents = append(parents, cluster)
-	}
-	r, err := xds.NewResource(typ, name, message, parents...)
+	r, err := xds.NewResource(typ, name, message)
 	if err == nil {
 		return r
 	}

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -43,39 +42,6 @@ func TestEncodedTypeFollowsWhatIsDesired(t *testing.T) {
 				t.Fatalf("seed %d: heldBack: want -, got +:\n%s", seed, diff)
 			}
 		}
-	}
-}
-
-// The version of a load assignment changes with its cluster, and with no other.
-func TestALoadAssignmentHasAVersionForItsCluster(t *testing.T) {
-	clusters := func(timeout int64) *xds.Collection {
-		list := map[string]*xds.Resource{}
-		for name, seconds := range map[string]int64{"web": timeout, "api": 1} {
-			r, err := xds.NewResource(xds.Cluster, name, &clusterv3.Cluster{Name: name, ConnectTimeout: &durationpb.Duration{Seconds: seconds}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			list[name] = r
-		}
-		return xds.NewCollection(list, nil)
-	}
-	w := desired{typ: xds.Endpoint, messages: typedMessages[*endpointv3.ClusterLoadAssignment]{ordered.From(map[string]*endpointv3.ClusterLoadAssignment{
-		"web": {ClusterName: "web"}, "api": {ClusterName: "api"},
-	})}}
-	empty := &encodedType{collection: xds.NewCollection(nil, nil)}
-	w.clusters = clusters(1)
-	before := empty.update(w)
-	w.clusters = clusters(2)
-	after := before.update(w)
-	if _, changed, _ := after.collection.ChangedSince(before.collection); !slices.Equal(changed, []string{"web"}) {
-		t.Errorf("%v have other versions, want web", changed)
-	}
-	if !after.collection.Equal(empty.update(w).collection) {
-		t.Error("another process makes other versions")
-	}
-	w.clusters = clusters(1)
-	if !after.update(w).collection.Equal(before.collection) {
-		t.Error("the first clusters do not bring the first versions back")
 	}
 }
 

@@ -35,13 +35,7 @@ type encoder struct {
 	latest      map[envoyKey]compiled // the newest of each key; see setInstances
 	earlier     xds.Earlier           // of all keys: an Envoy may come from another Usher, with a key that is new here
 	// shared holds what this generation has encoded, for Envoys with other keys that have the same messages.
-	shared map[encodedKey]*encodedType
-}
-
-// encodedKey is what the encoded resources of a type depend on.
-type encodedKey struct {
-	messages messageMap
-	clusters *xds.Collection // as in desired
+	shared map[messageMap]*encodedType
 }
 
 // compiler is a listeners.Compiler, or a fake one in a test.
@@ -83,7 +77,7 @@ func (e *encoder) startGeneration(s *gateway.Snapshot, reports evidence.Key) {
 	}
 	e.snapshot = s
 	e.current = map[envoyKey]compiled{}
-	e.shared = map[encodedKey]*encodedType{}
+	e.shared = map[messageMap]*encodedType{}
 }
 
 // setInstances replaces the instances. It drops the latest set of a key if no Envoy used it in the generation before
@@ -159,9 +153,6 @@ func (e *encoder) compile(in *gateway.Instance, envoy gateway.Envoy, before comp
 		{typ: xds.Route, messages: typedMessages[*routev3.RouteConfiguration]{res.Routes}},
 	} {
 		d.keepOrphans = keepOrphans
-		if d.typ == xds.Endpoint {
-			d.clusters = now.types[xds.Cluster].collection
-		}
 		t := e.encode(before.types[d.typ], d)
 		if d.typ != xds.Endpoint { // endpoints refer to no other resources
 			keepOrphans = keepOrphans || t.keepsLastGood()
@@ -180,8 +171,7 @@ func (e *encoder) compile(in *gateway.Instance, envoy gateway.Envoy, before comp
 // encode returns the encoded resources of a type: shared ones if there are any, else it updates those of the last
 // generation.
 func (e *encoder) encode(before *encodedType, d desired) *encodedType {
-	key := encodedKey{messages: d.messages, clusters: d.clusters}
-	if t := e.shared[key]; t != nil && len(d.heldBack) == 0 && !d.keepOrphans {
+	if t := e.shared[d.messages]; t != nil && len(d.heldBack) == 0 && !d.keepOrphans {
 		return t
 	}
 	if before == nil {
@@ -189,7 +179,7 @@ func (e *encoder) encode(before *encodedType, d desired) *encodedType {
 	}
 	t := before.update(d)
 	if t.isExact() {
-		e.shared[key] = t
+		e.shared[d.messages] = t
 	}
 	return t
 }
