@@ -15,7 +15,8 @@ const clockTolerance = 30 * time.Second
 // the watchdog's goroutine.
 type clockCheck struct {
 	client   *Client
-	reported time.Duration // by how much this machine's clock is ahead, as the problem says; 0: there is none
+	address  string        // of the agent, as the problem says; empty: there is none
+	reported time.Duration // by how much this machine's clock is ahead, as the problem says
 }
 
 // aheadOf returns by how much this machine's clock is certainly ahead of a server's: negative if it is behind, and 0 if
@@ -37,16 +38,19 @@ func (c *clockCheck) observe(server, begin, end time.Time) {
 		return
 	}
 	ahead := aheadOf(server, begin, end).Round(10 * time.Second)
-	change := (ahead - c.reported).Abs()
-	switch {
-	case ahead.Abs() > clockTolerance && change > clockTolerance:
-		c.reported = ahead
+	enough := clockTolerance
+	if c.address != "" {
+		enough = clockTolerance * 2 / 3 // less, so that it does not come and go
+	}
+	switch differs, address := ahead.Abs() > enough, c.client.Address(); {
+	case differs && (address != c.address || (ahead-c.reported).Abs() > clockTolerance):
+		c.address, c.reported = address, ahead
 		p := c.problem()
 		c.client.logger.Warn("problem", "where", p.Where, "what", p.What, "severity", p.Severity)
 		c.client.report("the clock", []problem.Problem{p})
-	case c.reported != 0 && ahead.Abs() < clockTolerance*2/3: // less, so that it does not come and go
+	case !differs && c.address != "":
 		c.client.logger.Info("problem over", "where", c.problem().Where, "what", "it agrees with the clock of Consul's agent again")
-		c.reported = 0
+		c.address = ""
 		c.client.report("the clock", nil)
 	}
 }
@@ -60,7 +64,7 @@ func (c *clockCheck) problem() problem.Problem {
 	return problem.Problem{
 		Where: "the clock of this machine",
 		What: fmt.Sprintf("it is %s %s the clock of the Consul agent at %s; so Usher sees certificates and service account tokens expire at the wrong time, "+
-			"and a certificate may not be valid yet where it is used; correct the clocks (NTP) of both machines", c.reported.Abs(), word, c.client.Address()),
+			"and a certificate may not be valid yet where it is used; correct the clocks (NTP) of both machines", c.reported.Abs(), word, c.address),
 		Severity: problem.Degraded,
 	}
 }

@@ -52,7 +52,7 @@ func parseHost(scheme, rest, whole string) (address, error) {
 	case (u.Host == "http" || u.Host == "https") && strings.HasPrefix(u.Path, "//"):
 		return address{}, fmt.Errorf("the colon is missing after %s; write %s:%s", u.Host, u.Host, u.Path)
 	case u.User != nil:
-		return address{}, errors.New("an address cannot contain a user; use " + api.HTTPAuthEnvName)
+		return address{}, errUserInAddress
 	case u.Hostname() == "":
 		return address{}, errors.New("the host is missing; write host:port")
 	case u.RawQuery != "" || u.Fragment != "":
@@ -77,13 +77,16 @@ func (a address) String() string { return a.scheme + "://" + a.host + a.path }
 // (https://developer.hashicorp.com/consul/commands#environment-variables).
 type environment func(string) string
 
-// withoutUser hides the part before an @, which may be a password.
-func withoutUser(s string) string {
-	if at := strings.LastIndex(s, "@"); at >= 0 {
-		return "…" + s[at:]
+// addressError returns the error for an element of a list of addresses. If the list has an @, it shows only the part after
+// the last one, and not the reason: what is before may be a password, and the password may have commas.
+func addressError(from, list, element string, err error) error {
+	if at := strings.LastIndex(list, "@"); at >= 0 {
+		element, err = "…"+list[at:], errUserInAddress
 	}
-	return s
+	return fmt.Errorf("%s %q: %w", from, element, err)
 }
+
+var errUserInAddress = errors.New("an address cannot contain a user; use " + api.HTTPAuthEnvName)
 
 // tls returns the TLS settings for Consul's HTTP API.
 func (env environment) tls() (*tls.Config, error) {
@@ -150,7 +153,7 @@ func (env environment) grpc(flag string, logger *slog.Logger) (list []grpcTarget
 			err = grpcHost(a)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s %q: %w", from, withoutUser(s), err)
+			return nil, addressError(from, text, s, err)
 		}
 		t, err := env.grpcTo(a, logger)
 		if err != nil {

@@ -96,10 +96,22 @@ func TestABadSettingIsOneClearError(t *testing.T) {
 }
 
 func TestAPasswordInAnAddressIsNotPrinted(t *testing.T) {
-	for _, addr := range []string{"http://root:hunter2@consul:8500", "https://root:hunter2@consul:x", "root:hunter2@consul:8500"} {
+	for _, addr := range []string{
+		"http://root:hunter2@consul:8500", "https://root:hunter2@consul:x", "root:hunter2@consul:8500",
+		"http://root:hunter2,ss@consul:8500", "http://root:hunter2,99@consul:8500", "http://root:1,hunter2@consul:8500",
+	} {
 		_, err := NewClient(Config{HTTPAddr: addr, GRPCAddr: addr, Getenv: vars{}.get})
 		if err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: error %v", addr, err)
+		}
+	}
+	for _, list := range []string{"http://root:65999,ss@consul:8500", "http://root:8500/65999,ss@consul:8500", "root:80,65999,ss@consul:8500", "x://root:80,65999@consul"} {
+		for _, c := range []Config{{HTTPAddr: list}, {GRPCAddr: list}} {
+			c.Getenv = vars{}.get
+			_, err := NewClient(c)
+			if err == nil || strings.Contains(err.Error(), "65999") {
+				t.Errorf("%s: error %v", list, err)
+			}
 		}
 	}
 }

@@ -44,6 +44,7 @@ func (b *snapshotBuild) keepTrustDomain() {
 	lasts := b.deadlineExceeded(what, trustDomainTimeout)
 	switch {
 	case last != nil && last.Leaf != nil && last.Roots != nil:
+		b.keepsLast = true
 		s.Leaf, s.Roots, b.next.roots = last.Leaf, last.Roots, b.prev.roots
 	case !lasts:
 		b.addMissing(what, nil)
@@ -142,12 +143,13 @@ func (b *snapshotBuild) addExpiry(chain expiry.Chain, e expiring) {
 	}
 }
 
-// untilNext returns the time until the problems of expiring certificates change, or the given one if that is less.
+// untilNext returns the time until the problems of expiring certificates change, or the given one if that is less. Timers do
+// not follow a clock that is corrected, so it is maxSleep at most.
 func (s *state) untilNext(now time.Time, most time.Duration) time.Duration {
 	if s.expiryChanges.IsZero() {
 		return most
 	}
-	return min(most, s.expiryChanges.Sub(now))
+	return min(most, maxSleep, s.expiryChanges.Sub(now))
 }
 
 // expires reports whether the problems of expiring certificates have changed since the build.

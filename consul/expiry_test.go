@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net/http"
 	"net/url"
@@ -47,7 +48,7 @@ func (s *manualWatch) set(t testing.TB, of *queryType, value any, now time.Time)
 	t.Helper()
 	for q := range s.subscription.watches {
 		if q.queryType == of {
-			s.update(q, queryResult{value: value})
+			s.update(q, queryResult{value: value, answer: newAnswer(response{})})
 		}
 	}
 	s.step(now)
@@ -95,13 +96,33 @@ func TestACertificateThatIsNotRenewedIsAProblemUntilItIs(t *testing.T) {
 		if s.state.last.Leaf != leaf {
 			t.Error("it is not in use any more")
 		}
-		if next := s.state.expiryChanges; !next.IsZero() && now.Add(wait).After(next) || next.IsZero() != (at.after >= lifetime) {
+		if next := s.state.expiryChanges; !next.IsZero() && now.Add(wait).After(next) || next.IsZero() != (at.after >= lifetime) || !next.IsZero() && wait > maxSleep {
 			t.Errorf("after %v the next step is in %v, and the problem changes at %v", at.after, wait, next)
 		}
 	}
 	now := until.Add(time.Hour)
 	renewed := &gateway.Leaf{CertPEM: certificateOf(t, "edge", "", now, now.Add(lifetime)), ValidAfter: now, ValidBefore: now.Add(lifetime)}
 	wantProblems(t, "with a new one", s.set(t, leafType, renewed, now))
+}
+
+// A service without a listener keeps the snapshot incomplete.
+func TestACertificateThatExpiresWhileSomethingIsMissingIsAProblem(t *testing.T) {
+	s := newManualWatch(t, 1)
+	from := time.Now()
+	until := from.Add(72 * time.Hour)
+	leaf := &gateway.Leaf{CertPEM: certificateOf(t, "edge", "", from.Add(-time.Minute), until), ValidBefore: until}
+	good := s.set(t, leafType, leaf, from)
+	s.set(t, entriesType, &entries{byName: map[string]*gateway.Entry{"edge": {Name: "edge"}}}, from)
+	wait := s.step(from.Add(s.options.HealthTimeout))
+	wantProblems(t, "early", s.state.last)
+	if wait > maxSleep {
+		t.Errorf("the next step is in %v", wait)
+	}
+	s.step(until)
+	wantProblems(t, "when it has expired", s.state.last, `outage certificate of gateway "edge" for the mesh: the certificate expired at `)
+	if s.state.last.Entry != good.Entry || s.state.last.Leaf != leaf {
+		t.Error("the incomplete configuration is published")
+	}
 }
 
 func TestRootsThatExpireAreProblems(t *testing.T) {
@@ -151,6 +172,9 @@ func TestRootsAndCertificateChangeTheirTrustDomainTogether(t *testing.T) {
 	for name, rootsFirst := range map[string]bool{"roots first": true, "certificate first": false} {
 		t.Run(name, func(t *testing.T) {
 			s := newManualWatch(t, 1)
+			s.store, _ = newTestStore(t, newSavedState(t, stateKey))
+			s.store.begin(s.id)
+			saved := func() map[query]*answer { return s.store.gateways[s.id].content.answers }
 			oldRoots, oldLeaf := of("old.consul")
 			newRoots, newLeaf := of("new.consul")
 			s.set(t, rootsType, oldRoots, begin)
@@ -163,6 +187,7 @@ func TestRootsAndCertificateChangeTheirTrustDomainTogether(t *testing.T) {
 				}
 			}
 			want("at first", oldRoots, oldLeaf)
+			before := saved()
 			if rootsFirst {
 				s.set(t, rootsType, newRoots, begin)
 			} else {
@@ -172,6 +197,9 @@ func TestRootsAndCertificateChangeTheirTrustDomainTogether(t *testing.T) {
 			wantProblems(t, "half way", s.state.last)
 			s.step(begin.Add(trustDomainTimeout))
 			want("after a while", oldRoots, oldLeaf)
+			if !maps.Equal(before, saved()) {
+				t.Error("what Consul answers half way is saved")
+			}
 			wantProblems(t, "after a while", s.state.last, `outage certificate of gateway "edge" for the mesh: Consul's agent returns one of the trust domain `)
 			if rootsFirst {
 				s.set(t, leafType, newLeaf, begin.Add(time.Hour))
@@ -179,6 +207,9 @@ func TestRootsAndCertificateChangeTheirTrustDomainTogether(t *testing.T) {
 				s.set(t, rootsType, newRoots, begin.Add(time.Hour))
 			}
 			want("at last", newRoots, newLeaf)
+			if len(before) != 2 || len(saved()) != 2 || maps.Equal(before, saved()) {
+				t.Error("the new pair is not saved")
+			}
 			wantProblems(t, "at last", s.state.last)
 		})
 	}
@@ -260,9 +291,12 @@ func TestAClockThatDiffersIsAProblem(t *testing.T) {
 			{25 * time.Second, ""},
 			{2 * time.Hour, "it is 2h0m0s behind the clock of the Consul agent at https://consul:8501; "},
 			{2*time.Hour + 20*time.Second, "it is 2h0m0s behind the clock of the Consul agent"}, // it drifts
-			{25 * time.Second, "it is 2h0m0s behind the clock of the Consul agent"},             // it does not come and go
+			{25 * time.Second, "it is 30s behind the clock of the Consul agent"},                // it does not come and go
+			{70 * time.Second, "it is 1m10s behind the clock of the Consul agent"},
+			{25 * time.Second, "it is 30s behind the clock of the Consul agent"},
 			{0, ""},
 			{-2 * time.Hour, "it is 2h0m0s ahead of the clock of the Consul agent"},
+			{-2*time.Hour - 40*time.Second, "it is 2h0m40s ahead of the clock of the Consul agent"},
 			{-48 * time.Hour, "it is 48h0m0s ahead of the clock of the Consul agent"},
 			{time.Second, ""},
 		} {
@@ -284,6 +318,21 @@ func TestAClockThatDiffersIsAProblem(t *testing.T) {
 	})
 }
 
+func TestTheProblemOfAClockNamesTheAgentInUse(t *testing.T) {
+	client := newTestClient(t, Config{HTTPAddr: "https://first:8501,https://second:8501"})
+	var got string
+	client.report = func(_ string, found []problem.Problem) { got = found[0].What }
+	c := clockCheck{client: client}
+	now := time.Now()
+	for _, target := range client.targets.all {
+		client.targets.inUse.Store(target)
+		c.observe(now, now.Add(time.Hour), now.Add(time.Hour))
+		if !strings.Contains(got, "agent at "+target.String()) {
+			t.Errorf("Usher uses %s, and the problem is %q", target, got)
+		}
+	}
+}
+
 func TestAnAnswerFromACacheSaysNothingAboutTheClock(t *testing.T) {
 	header := http.Header{"Date": {"Tue, 01 Jan 2030 00:00:00 GMT"}}
 	if dateOf(header).IsZero() {
@@ -299,40 +348,65 @@ func TestALoginThatCannotBeRenewedIsAProblem(t *testing.T) {
 	c := newLoginConsul(map[string]string{})
 	c.expiry = time.Hour
 	runOwnLogin(t, c, func(t *testing.T, l *ownLab) {
-		var mu sync.Mutex
-		var found []problem.Problem
-		l.client.report = func(source string, problems []problem.Problem) {
-			mu.Lock()
-			defer mu.Unlock()
-			if source == "usher's login" {
-				found = problems
-			}
-		}
-		want := func(when, text string) {
-			t.Helper()
-			synctest.Wait()
-			mu.Lock()
-			defer mu.Unlock()
-			got := ""
-			for _, p := range found {
-				got += p.Severity.String() + " " + p.String()
-			}
-			if !strings.HasPrefix(got, text) || text == "" && got != "" {
-				t.Errorf("%s: got %q, want %q", when, got, text)
-			}
-		}
+		want := l.problems()
 		l.write(t, "sesame")
 		time.Sleep(40 * time.Minute)
-		want("while it is young", "")
+		want(t, "while it is young", "")
 		c.set(func() { c.silent = true })
 		time.Sleep(12 * time.Minute)
-		want("when its renewal fails", "notice --login-auth-method components: Usher's login expires at ")
+		want(t, "when its renewal fails", "notice --login-auth-method components: Usher's login expires at ")
 		time.Sleep(7 * time.Minute)
-		want("shortly before it expires", "degraded --login-auth-method components: Usher's login expires at ")
+		want(t, "shortly before it expires", "degraded --login-auth-method components: Usher's login expires at ")
 		time.Sleep(30 * time.Minute)
-		want("later", "degraded --login-auth-method components: Usher's login expired at ")
+		want(t, "later", "degraded --login-auth-method components: Usher's login expired at ")
 		c.set(func() { c.silent = false })
 		time.Sleep(2 * time.Minute)
-		want("after the next login", "")
+		want(t, "after the next login", "")
 	})
+}
+
+func TestALoginThatConsulNoLongerKnowsIsAProblem(t *testing.T) {
+	for _, expires := range []time.Duration{0, time.Hour} {
+		c := newLoginConsul(map[string]string{})
+		c.expiry = expires
+		runOwnLogin(t, c, func(t *testing.T, l *ownLab) {
+			want := l.problems()
+			l.write(t, "sesame")
+			time.Sleep(time.Minute)
+			token, _ := l.token()
+			c.set(func() { c.status, c.text = http.StatusForbidden, "ACL not found" })
+			l.client.tokens.reportUnknown(gateway.Secret(token))
+			time.Sleep(2 * time.Minute)
+			want(t, "while Usher cannot log in", "degraded --login-auth-method components: Consul no longer knows Usher's login, and Usher cannot log in again: ")
+			c.set(func() { c.status = 0 })
+			time.Sleep(time.Minute)
+			want(t, "after the next login", "")
+		})
+	}
+}
+
+// problems returns what checks the problem of the login.
+func (l *ownLab) problems() (want func(t *testing.T, when, text string)) {
+	var mu sync.Mutex
+	var found []problem.Problem
+	l.client.report = func(source string, problems []problem.Problem) {
+		mu.Lock()
+		defer mu.Unlock()
+		if source == "usher's login" {
+			found = problems
+		}
+	}
+	return func(t *testing.T, when, text string) {
+		t.Helper()
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		got := ""
+		for _, p := range found {
+			got += p.Severity.String() + " " + p.String()
+		}
+		if !strings.HasPrefix(got, text) || text == "" && got != "" {
+			t.Errorf("%s: got %q, want %q", when, got, text)
+		}
+	}
 }

@@ -91,7 +91,8 @@ func (w *gatewayWatch) apply(now time.Time) (wait time.Duration) {
 	w.state = b.next
 	if len(b.missing) > 0 {
 		w.logMissing(b)
-		return b.rebuildAfter
+		w.publishProblems(b)
+		return b.next.untilNext(now, b.rebuildAfter)
 	}
 	w.setCertificate(b.certRequest)
 	if b.waits {
@@ -106,12 +107,27 @@ func (w *gatewayWatch) apply(now time.Time) (wait time.Duration) {
 	return b.next.untilNext(now, b.rebuildAfter)
 }
 
+// publishProblems publishes the last snapshot with the problems of a build that has lacked something for a while: a
+// certificate of it may expire meanwhile.
+func (w *gatewayWatch) publishProblems(b *snapshotBuild) {
+	last := w.state.last
+	if last == nil || !b.missingForLong || slices.Equal(last.Problems, b.snapshot.Problems) {
+		return
+	}
+	next := *last
+	next.Problems = b.snapshot.Problems
+	w.publish(&next)
+}
+
 // save gives the store what a complete snapshot was built from. If Consul says that the gateway is not registered, there
 // is nothing to save.
 func (w *gatewayWatch) save(b *snapshotBuild) {
 	if b.unregistered {
 		w.store.replace(w.id, nil, nil, nil)
 		return
+	}
+	if b.keepsLast {
+		return // a restart with the results would lose the last pair
 	}
 	w.store.replace(w.id, w.subscription.results, w.certificate.current(), b.snapshot)
 }

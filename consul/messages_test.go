@@ -68,6 +68,8 @@ func messagesOfReports(t *testing.T) (lines []string) {
 	for _, at := range []time.Time{now.Add(-time.Second), now} {
 		client.report("usher's login", own.problems(away, at))
 	}
+	own.unknown = true
+	client.report("usher's login", own.problems(away, now.Add(-time.Second)))
 	saved := time.Date(2026, 1, 31, 8, 30, 0, 0, time.UTC)
 	m.logFailure(query{queryType: rootsType}, nil, errors.New("consul answered 500"), failureContext{hasAnswer: true, restored: saved})
 	m.noteRestored(query{queryType: rootsType}, queryResult{value: &caRoots{}, err: away, answer: &answer{saved: saved}})

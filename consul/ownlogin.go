@@ -118,6 +118,8 @@ type ownLogin struct {
 	now  login
 	made time.Time
 	err  error // why there is no login
+	// unknown means that Consul has said so about the token.
+	unknown bool
 }
 
 func (l *ownLogin) current() (gateway.Secret, error) {
@@ -136,6 +138,7 @@ func (l *ownLogin) reportUnknown(token gateway.Secret) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if token == l.now.token && token != "" && time.Since(l.made) >= minLoginAge {
+		l.unknown = true
 		notify(l.lost)
 	}
 }
@@ -222,7 +225,7 @@ func (l *ownLogin) set(in login) (before login) {
 	defer l.mu.Unlock()
 	defer l.endFirst()
 	before = l.now
-	l.now, l.made, l.err = in, time.Now(), nil
+	l.now, l.made, l.err, l.unknown = in, time.Now(), nil, false
 	select {
 	case <-l.lost: // it was about the login before
 	default:
@@ -249,18 +252,24 @@ func (l *ownLogin) fail(err error) {
 	}
 }
 
-// problems returns the problem that the login expires and cannot be renewed, which begins when about three quarters of
-// its lifetime are over. Without a login there is none: Ready has the reason.
+// problems returns the problem that Consul no longer knows the login, or that it expires and cannot be renewed, which begins
+// when about three quarters of its lifetime are over. Without a login there is none: Ready has the reason.
 func (l *ownLogin) problems(err error, now time.Time) []problem.Problem {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.now.token == "" || l.now.expiry.IsZero() {
+	forever := l.now.expiry.IsZero()
+	if l.now.token == "" || forever && !l.unknown {
 		return nil
 	}
 	p := problem.Problem{Where: "--login-auth-method " + l.authMethod}
-	if expires := l.now.expiry.UTC().Format(time.RFC3339); now.Before(l.now.expiry) {
+	expires := l.now.expiry.UTC().Format(time.RFC3339)
+	switch over := !forever && !now.Before(l.now.expiry); {
+	case l.unknown && !over:
+		p.What = fmt.Sprintf("Consul no longer knows Usher's login, and Usher cannot log in again: %v; Consul answers Usher nothing, and Envoys keep what they have", err)
+		return []problem.Problem{p}
+	case !over:
 		p.What = fmt.Sprintf("Usher's login expires at %s and cannot be renewed: %v; after that, Consul answers Usher nothing, and Envoys keep what they have", expires, err)
-	} else {
+	default:
 		p.What = fmt.Sprintf("Usher's login expired at %s and cannot be renewed: %v; Consul answers Usher nothing, and Envoys keep what they have", expires, err)
 	}
 	if stage, _ := (expiry.Validity{From: l.made, Until: l.now.expiry}).Stage(now); stage == expiry.Good {

@@ -214,11 +214,11 @@ func noAnswer(timeout time.Duration) error {
 }
 
 // send sends the query with one of the client's HTTP clients. Without an answer, the watchdog looks at once whether Consul
-// answers.
+// answers, unless the caller no longer wants one.
 func (c *Client) send(ctx context.Context, client *http.Client, q query, index uint64, wait time.Duration) (response, error) {
 	to := c.targets.current()
 	r, err := c.sendTo(ctx, to, client, q, index, wait)
-	if outcomeOf(err) == outcomeUnreachable && to == c.targets.current() {
+	if outcomeOf(err) == outcomeUnreachable && !errors.Is(ctx.Err(), context.Canceled) && to == c.targets.current() {
 		notify(c.targets.suspect)
 	}
 	return r, err

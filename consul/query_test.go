@@ -293,6 +293,25 @@ func refuse(status int, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, body, status) }
 }
 
+// A query that its caller ends says nothing about Consul; a query without an answer does.
+func TestAQueryThatIsCanceledDoesNotWakeTheWatchdog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestClient(t, Config{})
+		c.watchHTTP.Transport = silent{}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		time.AfterFunc(time.Second, cancel)
+		for _, test := range []struct {
+			ctx  context.Context
+			want int
+		}{{ctx, 0}, {t.Context(), 1}} {
+			_, err := c.query(test.ctx, query{queryType: meshType}, 0, 0)
+			if err == nil || len(c.targets.suspect) != test.want {
+				t.Errorf("%v, and %d calls of the watchdog, want %d", err, len(c.targets.suspect), test.want)
+			}
+		}
+	})
+}
+
 func TestASilentConsulIsUnreachable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestClient(t, Config{})

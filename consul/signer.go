@@ -117,7 +117,7 @@ func signError(err error, target, token string) error {
 	switch code {
 	case codes.ResourceExhausted:
 		return fmt.Errorf("%w (%s)", errBusy, text)
-	case codes.Unavailable, codes.DeadlineExceeded:
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled: // Canceled: another call has closed the connection
 		return errors.New(elsewhere)
 	case codes.Unimplemented:
 		return permanentError{errors.New(elsewhere)}

@@ -132,6 +132,7 @@ func TestSignError(t *testing.T) {
 	for code, want := range map[codes.Code]string{
 		codes.ResourceExhausted: "csr_max_per_second",
 		codes.Unavailable:       "consul's gRPC port at 10.0.0.1:8502: text; if the port has another address, set --consul-grpc-addr or CONSUL_GRPC_ADDR",
+		codes.Canceled:          "consul's gRPC port at 10.0.0.1:8502: text",
 		codes.Unimplemented:     "if the port has another address",
 		codes.PermissionDenied:  "give it service:write on the gateway",
 		codes.Unauthenticated:   "consul does not know Usher's token",
@@ -141,7 +142,7 @@ func TestSignError(t *testing.T) {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want %s", code, err, want)
 		}
-		passes := code == codes.ResourceExhausted || code == codes.Unavailable
+		passes := code == codes.ResourceExhausted || code == codes.Unavailable || code == codes.Canceled
 		if errors.As(err, new(permanentError)) == passes {
 			t.Errorf("%v: it lasts: %v", code, passes)
 		}

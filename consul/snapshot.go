@@ -63,6 +63,8 @@ type snapshotBuild struct {
 	agent      agent
 	entryKnown bool // snapshot.Entry is from Consul
 	patchable  bool // no query for endpoints has failed, and no target waits
+	// keepsLast means that roots and certificate are not those of the results, but of the last snapshot.
+	keepsLast bool
 	// unregistered means that Consul has no instance of the gateway.
 	unregistered bool
 	restored     restoredParts

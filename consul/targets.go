@@ -96,7 +96,7 @@ func (env environment) httpAddresses(flag string) (list []address, err error) {
 			err = errors.New("the list has this address twice; remove one of them")
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s %q: %w", from, withoutUser(s), err)
+			return nil, addressError(from, text, s, err)
 		}
 		list = append(list, a)
 	}

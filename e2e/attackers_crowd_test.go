@@ -59,6 +59,31 @@ func (c *crowd) join(t *testing.T, port lab.XDSPort, envoys int) {
 // joinOver is join with another number of Envoys to a connection.
 func (c *crowd) joinOver(t *testing.T, port lab.XDSPort, envoys, perConnection int) {
 	t.Helper()
+	c.start(t, port, envoys, perConnection, c.run)
+	c.mu.Lock()
+	c.envoys += envoys
+	c.mu.Unlock()
+}
+
+// joinSilent adds Envoys that subscribe to all clusters and endpoints, and acknowledge nothing, as after a restart of Usher.
+// It waits until each has a response.
+func (c *crowd) joinSilent(t *testing.T, port lab.XDSPort, envoys int) {
+	t.Helper()
+	first := make(chan struct{}, envoys)
+	c.start(t, port, envoys, 1, func(ctx context.Context, conn *grpc.ClientConn) error { return c.runSilent(ctx, conn, first) })
+	deadline := time.After(testprocess.StartDeadline)
+	for i := range envoys {
+		select {
+		case <-first:
+		case <-deadline:
+			t.Fatalf("%d of %d Envoys have a response", i, envoys)
+		}
+	}
+}
+
+// start runs Envoys until the test ends.
+func (c *crowd) start(t *testing.T, port lab.XDSPort, envoys, perConnection int, run func(context.Context, *grpc.ClientConn) error) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	t.Cleanup(func() {
@@ -72,27 +97,55 @@ func (c *crowd) joinOver(t *testing.T, port lab.XDSPort, envoys, perConnection i
 		}
 		on := conn
 		running.Go(func() {
-			err := c.run(ctx, on)
+			err := run(ctx, on)
 			if ctx.Err() == nil {
 				c.update(func() { c.lost = append(c.lost, err) })
 			}
 		})
 	}
-	c.mu.Lock()
-	c.envoys += envoys
-	c.mu.Unlock()
+}
+
+// stream opens the stream of one Envoy.
+func (c *crowd) stream(ctx context.Context, conn *grpc.ClientConn) (grpc.ClientStream, error) {
+	ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", c.token)
+	return conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true},
+		discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName, grpc.ForceCodecV2(fakeenvoy.Lean{}))
+}
+
+func crowdNode() *corev3.Node {
+	return &corev3.Node{Id: "ingress-gateway", Cluster: "ingress-gateway"}
+}
+
+// runSilent is one Envoy that acknowledges nothing. It sends to first when it has a response.
+func (c *crowd) runSilent(ctx context.Context, conn *grpc.ClientConn, first chan<- struct{}) error {
+	stream, err := c.stream(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for _, typeURL := range []string{resource.ClusterType, resource.EndpointType} {
+		request := &discoveryv3.DeltaDiscoveryRequest{Node: crowdNode(), TypeUrl: typeURL, ResourceNamesSubscribe: []string{"*"}}
+		if err := stream.SendMsg(request); err != nil {
+			return err
+		}
+	}
+	for got := false; ; got = true {
+		if err := stream.RecvMsg(&fakeenvoy.LeanResponse{}); err != nil {
+			return err
+		}
+		if !got {
+			first <- struct{}{}
+		}
+	}
 }
 
 // run is one Envoy.
 func (c *crowd) run(ctx context.Context, conn *grpc.ClientConn) error {
-	ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", c.token)
-	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true},
-		discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName, grpc.ForceCodecV2(fakeenvoy.Lean{}))
+	stream, err := c.stream(ctx, conn)
 	if err != nil {
 		return err
 	}
 	request := &discoveryv3.DeltaDiscoveryRequest{
-		Node:    &corev3.Node{Id: "ingress-gateway", Cluster: "ingress-gateway"},
+		Node:    crowdNode(),
 		TypeUrl: resource.EndpointType, ResourceNamesSubscribe: []string{c.cluster},
 	}
 	had := ""

@@ -42,10 +42,15 @@ func startUsherIn(t *testing.T, bytes int, args ...string) *limitedUsher {
 	g := &limitedUsher{Network: lab.NewNetwork(t)}
 	g.Consul = lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: g.Control, Secure: true})
 	g.RegisterCatalog(t, g.Consul)
+	env := []string{"GOGC=100", "GOMEMLIMIT="} // the limit of its cgroup
+	if bytes == 0 {
+		env[1] = "GOMEMLIMIT=off"
+	}
 	g.Usher = lab.StartUsher(t, lab.UsherOptions{
 		Host: g.Gateway, Consul: g.Consul, XDSAddr: "0.0.0.0:18000",
 		Token:  g.Consul.NewToken(t, "usher", testprocess.ReadFile(t, "../docs/usher-policy.hcl")),
 		Args:   append([]string{"--insecure-plaintext"}, args...),
+		Env:    env,
 		Memory: bytes,
 		Files:  4096,
 	})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -20,15 +21,20 @@ import (
 const memoryShare = 90
 
 // limitMemory sets the memory limit of the garbage collector from the limit of the cgroup, as of a container or a systemd
-// unit, unless GOMEMLIMIT is set. It returns the limit in bytes, and where it is from; math.MaxInt64 is none.
-func limitMemory() (limit int64, from string) {
+// unit, unless GOMEMLIMIT is set. It returns the limit in bytes, and where it is from; math.MaxInt64 is none. The error says
+// why the limit of the cgroup is not known.
+func limitMemory() (limit int64, from string, err error) {
 	if os.Getenv("GOMEMLIMIT") != "" {
-		return debug.SetMemoryLimit(-1), "GOMEMLIMIT"
+		return debug.SetMemoryLimit(-1), "GOMEMLIMIT", nil
 	}
-	if most, err := memlimit.FromCgroup(); err == nil && most < math.MaxInt64 {
+	most, err := memlimit.FromCgroup()
+	switch {
+	case errors.Is(err, memlimit.ErrNoLimit), errors.Is(err, memlimit.ErrNoCgroup), errors.Is(err, memlimit.ErrCgroupsNotSupported):
+		err = nil
+	case err == nil && most < math.MaxInt64:
 		debug.SetMemoryLimit(int64(most / 100 * memoryShare))
 	}
-	return debug.SetMemoryLimit(-1), fmt.Sprintf("%d %% of the cgroup's memory limit", memoryShare)
+	return debug.SetMemoryLimit(-1), fmt.Sprintf("%d %% of the cgroup's memory limit", memoryShare), err
 }
 
 // needed is the least that Usher needs with these flags, without services and Envoys, and under the requests of any caller.
@@ -41,7 +47,10 @@ func (o serveOptions) needed() memory.Load {
 }
 
 // describeMemory says for the start check whether the limit suffices for these flags.
-func (o serveOptions) describeMemory(limit int64, from string) string {
+func (o serveOptions) describeMemory(limit int64, from string, err error) string {
+	if err != nil {
+		return fmt.Sprintf("the memory limit of the cgroup cannot be read (%v); set GOMEMLIMIT to nine tenths of the container's limit", err)
+	}
 	if limit == math.MaxInt64 {
 		return "ok, there is no memory limit"
 	}
@@ -52,7 +61,7 @@ func (o serveOptions) describeMemory(limit int64, from string) string {
 	return fmt.Sprintf("ok, the limit is %d MiB (%s)", limit/memory.MiB, from)
 }
 
-// When the live heap fills so much of the memory limit, in percent, the garbage collector runs most of the time.
+// When what is not garbage fills so much of the memory limit, in percent, the garbage collector runs most of the time.
 const (
 	memoryFull     = 90
 	memoryEnough   = 80 // below that the problem is over
@@ -62,16 +71,23 @@ const (
 // memoryWatch reports that the memory limit is too low for what Usher holds.
 type memoryWatch struct {
 	limit  int64
-	live   func() uint64 // bytes of the heap that were not garbage at the last collection
+	live   func() uint64 // bytes that are not garbage
 	report func([]problem.Problem)
 	full   bool
 }
 
-// liveHeap returns how much of the heap was not garbage at the last collection.
-func liveHeap() uint64 {
-	sample := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	runtimemetrics.Read(sample)
-	return sample[0].Value.Uint64()
+// liveMemory returns how much of what counts for the memory limit is not garbage: of the heap at the last collection, and of
+// stacks and the runtime's own data now.
+func liveMemory() (sum uint64) {
+	samples := []runtimemetrics.Sample{
+		{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}, {Name: "/memory/classes/os-stacks:bytes"},
+		{Name: "/memory/classes/metadata/mcache/inuse:bytes"}, {Name: "/memory/classes/metadata/mspan/inuse:bytes"}, {Name: "/memory/classes/metadata/other:bytes"},
+	}
+	runtimemetrics.Read(samples)
+	for _, s := range samples {
+		sum += s.Value.Uint64()
+	}
+	return sum
 }
 
 // run compares until ctx ends.

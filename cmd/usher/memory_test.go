@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"math"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/usherproxy/usher/internal/memory"
@@ -41,17 +43,36 @@ func TestTheStartCheckComparesTheMemoryLimit(t *testing.T) {
 		{both, 460 * memory.MiB, "ok, the limit is 460 MiB"},
 		{both, 160 * memory.MiB, "the limit is 160 MiB (GOMEMLIMIT), and with these flags Usher can need "},
 	} {
-		if got := tc.o.describeMemory(tc.limit, "GOMEMLIMIT"); !strings.HasPrefix(got, tc.want) {
+		if got := tc.o.describeMemory(tc.limit, "GOMEMLIMIT", nil); !strings.HasPrefix(got, tc.want) {
 			t.Errorf("with %d bytes: got %q, want %q", tc.limit, got, tc.want)
 		}
 	}
 }
 
-func TestTheLiveHeapIsKnown(t *testing.T) {
+func TestAMemoryLimitThatCannotBeReadIsInTheStartCheck(t *testing.T) {
+	got := serveOptions{}.describeMemory(math.MaxInt64, "", errors.New("bad line"))
+	if !strings.HasPrefix(got, "the memory limit of the cgroup cannot be read (bad line); set GOMEMLIMIT") {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestTheLiveMemoryIsKnown holds a part of the heap, and many stacks.
+func TestTheLiveMemoryIsKnown(t *testing.T) {
 	held := make([]byte, 32*memory.MiB)
 	runtime.GC()
-	if got := liveHeap(); got < uint64(len(held)) {
-		t.Errorf("%d bytes, while the test holds %d", got, len(held))
+	before := liveMemory()
+	if before < uint64(len(held)) {
+		t.Errorf("%d bytes, while the test holds %d", before, len(held))
 	}
+	var running sync.WaitGroup
+	end := make(chan struct{})
+	for range 10000 {
+		running.Go(func() { <-end })
+	}
+	if got := liveMemory(); got < before+10*memory.MiB {
+		t.Errorf("%d bytes before, and %d with the stacks of 10000 goroutines", before, got)
+	}
+	close(end)
+	running.Wait()
 	runtime.KeepAlive(held)
 }

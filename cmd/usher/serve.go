@@ -89,10 +89,10 @@ func serve(ctx context.Context, o serveOptions) error {
 	admin.addPages(adminSources{plane, problems, servers, ready, recent, o})
 
 	// 5. Everything runs until the first part returns.
-	limit, limitFrom := limitMemory()
-	watch := &memoryWatch{limit: limit, live: liveHeap, report: func(found []problem.Problem) { problems.Report("memory", found) }}
+	limit, limitFrom, limitErr := limitMemory()
+	watch := &memoryWatch{limit: limit, live: liveMemory, report: func(found []problem.Problem) { problems.Report("memory", found) }}
 	handler := &signalHandler{servers: servers, log: log, signals: o.signals, ready: ready, drainTime: o.drainTime}
-	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run, watch.run, o.startChecks(log, client, transport, o.describeMemory(limit, limitFrom)).run}
+	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run, watch.run, o.startChecks(log, client, transport, o.describeMemory(limit, limitFrom, limitErr)).run}
 	if dir, ok := source.(*configdir.Source); ok {
 		handler.reloadables = append(handler.reloadables, reloadable{o.configDir, dir.Reload})
 	}

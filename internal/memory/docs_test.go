@@ -36,7 +36,7 @@ func TestEachTermCounts(t *testing.T) {
 	for name, more := range map[string]Load{
 		"services": {Services: 1000}, "endpoints": {Endpoints: 1000}, "streams": {Streams: 1000}, "unread": {Unread: MiB},
 		"callers": {Callers: 1000}, "ports": {Ports: 1000}, "requests": {Requests: MiB}, "messages": {Messages: MiB},
-		"answers": {Answers: MiB}, "kept": {Kept: MiB},
+		"both": {Services: 1000, Streams: 1000}, "answers": {Answers: MiB}, "kept": {Kept: MiB},
 	} {
 		if live, peak := more.Live()-base.Live(), more.Peak()-base.Peak(); live <= 0 || peak < live {
 			t.Errorf("%s add %d bytes live and %d at the peak", name, live, peak)

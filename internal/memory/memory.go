@@ -43,6 +43,7 @@ var Terms = []Term{
 	{"a service of a gateway: its queries, its resources, what they are compared with", 75 * KiB, 170 * KiB, "service", func(l Load) int { return l.Services }},
 	{"an instance of a service", 1 * KiB, 2 * KiB, "instance", func(l Load) int { return l.Endpoints }},
 	{"a stream of an Envoy", 80 * KiB, 200 * KiB, "stream", func(l Load) int { return l.Streams }},
+	{"a service of a stream of an Envoy: what the stream notes until the Envoy acknowledges", KiB / 10, KiB / 5, "service and stream", func(l Load) int { return l.Services * l.Streams }},
 	{"responses that Envoys do not read, for two minutes at most", 1, 2, "byte", func(l Load) int { return l.Unread }},
 	{"a connection without a token", 20 * KiB, 40 * KiB, "connection", func(l Load) int { return l.Callers }},
 	{"a port that Envoys report connections of", 30 * KiB, 60 * KiB, "port", func(l Load) int { return l.Ports }},
@@ -90,6 +91,8 @@ func amount(bytes int, each string) string {
 		return fmt.Sprintf("%d ×", bytes)
 	case bytes >= MiB:
 		return fmt.Sprintf("%d MiB", bytes/MiB)
+	case bytes < KiB:
+		return fmt.Sprintf("%.1f KiB", float64(bytes)/KiB)
 	}
 	return fmt.Sprintf("%d KiB", bytes/KiB)
 }

@@ -55,6 +55,12 @@ say, and what the chart's own values replace. Values of the Consul chart can hav
 {{- range $host := splitList "," (include "usher.externalServers" $root) -}}
 {{- $addresses = append $addresses (printf "%s://%s:%d" (ternary "https" "http" (not (not $tls))) $host (int $port)) -}}
 {{- end -}}
+{{- /* Usher takes one gRPC address for all of the HTTP API, or one for each. */ -}}
+{{- with $root.Values.consul.httpAddr -}}
+{{- if and (eq $api "grpc") (ne (len (splitList "," .)) (len $addresses)) -}}
+{{- $addresses = list (first $addresses) -}}
+{{- end -}}
+{{- end -}}
 {{- join "," $addresses -}}
 {{- else -}}
 {{- include "usher.checkServers" $root -}}
