@@ -15,6 +15,8 @@ import (
 type Set struct {
 	collections [NumTypes]*Collection
 	restored    time.Time // see AsRestored
+	// ownEndpoints means that the mark is not for endpoints; see WithOwnEndpoints.
+	ownEndpoints bool
 }
 
 // NewSet returns a set of collections by their Type. A nil collection means that the type's resources are not known
@@ -26,6 +28,11 @@ func NewSet(collections [NumTypes]*Collection) *Set { return &Set{collections: c
 // answer now. It may be older than what an Envoy has from another server. So an Envoy that has listeners from an earlier
 // stream keeps everything, until there is a set without the mark. Zero stands for no mark.
 func (s *Set) AsRestored(at time.Time) *Set { return &Set{collections: s.collections, restored: at} }
+
+// WithOwnEndpoints returns the restored set with endpoints that the source gives now: every Envoy gets those of its clusters.
+func (s *Set) WithOwnEndpoints() *Set {
+	return &Set{collections: s.collections, restored: s.restored, ownEndpoints: true}
+}
 
 // Restored returns the time of AsRestored; zero: the set is not restored.
 func (s *Set) Restored() time.Time { return s.restored }

@@ -3,7 +3,6 @@ package controlplane
 import (
 	"log/slog"
 	"slices"
-	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -170,7 +169,7 @@ func (e *encoder) compile(in *gateway.Instance, envoy gateway.Envoy, before comp
 		now.problems = append(now.problems, t.problems...)
 	}
 	now.heldBack = slices.Concat(res.HeldBackListeners, now.types[xds.Listener].invalid)
-	now.set = resourceSetOf(now.types, e.snapshot.Restored, before.set)
+	now.set = resourceSetOf(now.types, e.snapshot, before.set)
 	return now
 }
 
@@ -192,17 +191,22 @@ func (e *encoder) encode(before *encodedType, d desired) *encodedType {
 }
 
 // resourceSetOf returns the set of the encoded types: the one before if it has the same collections and the same mark.
-func resourceSetOf(types [xds.NumTypes]*encodedType, restored time.Time, before *xds.Set) *xds.Set {
+func resourceSetOf(types [xds.NumTypes]*encodedType, s *gateway.Snapshot, before *xds.Set) *xds.Set {
 	var collections [xds.NumTypes]*xds.Collection
-	changed := before == nil || !before.Restored().Equal(restored)
 	for t, encoded := range types {
 		collections[t] = encoded.collection
-		changed = changed || before.Collection(xds.Type(t)) != encoded.collection
 	}
-	if !changed {
+	set := xds.NewSet(collections)
+	if s.Keep != gateway.KeepNothing {
+		set = set.AsRestored(s.Restored)
+	}
+	if s.Keep == gateway.KeepConfiguration {
+		set = set.WithOwnEndpoints()
+	}
+	if before != nil && *before == *set {
 		return before
 	}
-	return xds.NewSet(collections).AsRestored(restored)
+	return set
 }
 
 // equalSets reports whether an Envoy would get the same from both sets.
