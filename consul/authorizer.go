@@ -148,6 +148,9 @@ func (a *Authorizer) Run(ctx context.Context) error {
 	return nil
 }
 
+// SaveAgain has Run write everything to the Store again.
+func (a *Authorizer) SaveAgain() { a.allowed.change(true, false) }
+
 // Close writes to the Store and ends all logins for bearer tokens, after Run and the last Authorize. It takes a few seconds
 // at most.
 func (a *Authorizer) Close() {

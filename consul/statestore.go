@@ -53,9 +53,12 @@ type storedGateway struct {
 // openStateStore returns the store in a directory. It checks all files, and removes those that are too old.
 func openStateStore(dir *statedir.Dir, c *Client) *stateStore {
 	s := &stateStore{dir: dir, client: c, wake: make(chan struct{}, 1), gateways: map[gateway.ID]*storedGateway{}}
+	dir.OnReplaced(s.writeAgain)
 	names, err := dir.Names()
 	if err != nil {
 		c.logger.Warn("cannot list the files of the state directory; usher starts without them", "state_dir", dir.Path(), "error", err)
+		s.failures = 1
+		s.reportFailure(err)
 	}
 	for _, name := range names {
 		if strings.HasPrefix(name, savedPrefix) {
@@ -342,21 +345,30 @@ func (s *stateStore) replaceFile(g *savedGateway) (busy time.Duration, err error
 	return busy, s.dir.Write(savedName(g.id), payload)
 }
 
-// writeFailed has everything written again later: the directory may be another one by then. The caller holds mu.
+// writeAgain has everything written again, because the directory is another one.
+func (s *stateStore) writeAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, g := range s.gateways {
+		if len(g.content.answers) > 0 {
+			s.makeDue(g, time.Now())
+		}
+	}
+}
+
+// writeFailed has the gateway written again later. The caller holds mu.
 func (s *stateStore) writeFailed(id gateway.ID, err error) {
 	s.failures++
 	s.client.metrics.saveFailures.Inc()
-	again := time.Now().Add(max(saveInterval, retry.Pause(s.failures)))
-	for _, g := range s.gateways {
-		if len(g.content.answers) > 0 || !g.due.IsZero() {
-			g.due = again
-		}
-	}
-	s.gateways[id].due = again
+	s.gateways[id].due = time.Now().Add(max(saveInterval, retry.Pause(s.failures)))
 	if s.failures == 1 {
 		s.client.logger.Warn("cannot save the state of a gateway; usher serves all the same, and tries again",
 			"state_dir", s.dir.Path(), "gateway", id.String(), "error", err)
 	}
+	s.reportFailure(err)
+}
+
+func (s *stateStore) reportFailure(err error) {
 	s.client.report(stateDirectory, []problem.Problem{{
 		Where: "state directory " + s.dir.Path(),
 		What: fmt.Sprintf("cannot be written: %v; Usher serves all the same, but one that starts without Consul would serve what was saved before; "+

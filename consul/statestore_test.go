@@ -549,10 +549,38 @@ func TestAFailedWriteIsAProblemWhileItLasts(t *testing.T) {
 		if got := s.bodyOnDisk(t, testGateway) + s.bodyOnDisk(t, others); got != "twoone" {
 			t.Errorf("on the disk: %q, want both gateways", got)
 		}
+		// Another user of the directory is the first to write into a new one.
+		if err := errors.Join(os.RemoveAll(state.path), s.dir.Write("another", nil)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := s.bodyOnDisk(t, testGateway) + s.bodyOnDisk(t, others); got != "twoone" {
+			t.Errorf("on the disk of a new directory: %q, want both gateways", got)
+		}
 		cancel()
 		<-done
 		s.dir.Close()
 	})
+}
+
+// A directory that cannot be used is a problem from the start, until it can.
+func TestADirectoryThatCannotBeUsedIsAProblem(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithInstances(t, "web"), newSavedState(t, stateKey)
+	if err := os.MkdirAll(filepath.Join(state.path, ".lock"), 0o700); err != nil { // as good as any fault of a disk, for root also
+		t.Fatal(err)
+	}
+	u := c.usherWithState(t, state, time.Minute)
+	if !u.log.has("WARN cannot list the files of the state directory") {
+		t.Error("the log does not say that the directory cannot be used")
+	}
+	u.next(t, anyOne)
+	if err := os.Remove(filepath.Join(state.path, ".lock")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() bool { return u.log.has("INFO the state of gateways can be saved again") })
+	state.file(t)
 }
 
 func TestOldFilesAreRemoved(t *testing.T) {
