@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -146,6 +147,11 @@ func (a *Authorizer) Run(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	return nil
+}
+
+// RemembersAny reports whether there is a caller that is let in while Consul does not answer.
+func (a *Authorizer) RemembersAny() bool {
+	return slices.ContainsFunc(a.allowed.allow.Keys(), a.allowed.counts) || a.allowed.counts(aclKey{})
 }
 
 // SaveAgain has Run write everything to the Store again.

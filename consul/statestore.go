@@ -34,7 +34,8 @@ type stateStore struct {
 	dir    *statedir.Dir
 	client *Client
 	wake   chan struct{} // receives when a gateway has something to write; its capacity is 1
-	usable bool          // a file could be used at the start
+	// usable are the certificates towards the mesh in the files that could be used at the start.
+	usable []*gateway.Leaf
 
 	mu       sync.Mutex
 	gateways map[gateway.ID]*storedGateway
@@ -80,7 +81,14 @@ func (s *stateStore) check(name string) {
 		}
 		return
 	}
-	s.usable = true
+	for q, a := range g.answers {
+		if q.queryType != leafType {
+			continue
+		}
+		if leaf, err := valueOf[gateway.Leaf](q, a.response()); err == nil {
+			s.usable = append(s.usable, leaf)
+		}
+	}
 	s.client.logger.Info("the state of a gateway is saved; usher uses it while consul does not answer",
 		"gateway", g.id.String(), "saved", written.UTC(), "datacenter", g.datacenter, "answers", len(g.answers))
 }
@@ -110,6 +118,11 @@ func (s *stateStore) read(name string) (*savedGateway, time.Time) {
 		return nil, time.Time{}
 	}
 	return g, written
+}
+
+// canServe reports whether a gateway has a saved certificate that has not expired. Without one, no new Envoy gets a listener.
+func (s *stateStore) canServe(now time.Time) bool {
+	return s != nil && slices.ContainsFunc(s.usable, func(leaf *gateway.Leaf) bool { return checkSaved(leaf, now) == nil })
 }
 
 // isKeyless reports whether private keys are not saved.

@@ -273,6 +273,9 @@ func TestAnExpiredCertificateIsNotServedAfterARestart(t *testing.T) {
 	replies := c.setAll(reply{status: http.StatusInternalServerError, body: "no"})
 	u := c.usherWithState(t, state, time.Minute)
 	until(t, func() bool { return u.log.has("WARN usher does not use a saved answer, and waits for consul's") })
+	if u.watcher.HasSaved() {
+		t.Error("the watcher says that it can serve new Envoys with an expired certificate")
+	}
 	for path, r := range replies {
 		c.set(path, r)
 	}
@@ -311,6 +314,9 @@ func TestWithoutAKeyNoPrivateKeyIsSaved(t *testing.T) {
 	}
 	wantEqual(t, want.Chains, s.Chains)
 	wantProblem(t, s, `certificate of gateway "gateway"`, "--state-key-file")
+	if u.watcher.HasSaved() {
+		t.Error("the watcher says that it can serve new Envoys without a certificate")
+	}
 	for path, r := range replies {
 		c.set(path, r)
 	}
@@ -594,7 +600,7 @@ func TestOldFilesAreRemoved(t *testing.T) {
 		s.dir.Close()
 		time.Sleep(savedMaxAge + time.Hour)
 		s, _ = newTestStore(t, state)
-		if names, err := s.dir.Names(); s.usable || err != nil || len(names) > 0 {
+		if names, err := s.dir.Names(); s.canServe(time.Now()) || err != nil || len(names) > 0 {
 			t.Errorf("usable %v, files %q, %v", s.usable, names, err)
 		}
 		s.dir.Close()
