@@ -27,7 +27,7 @@ var allowed = map[string][]string{
 	"internal/evidence":            {"internal/gateway", "internal/latest", "internal/settings"},
 	"internal/kubeapi":             {"internal/filewatch", "internal/guard", "internal/problem", "internal/retry"},
 	"internal/loadbalancer":        {"internal/evidence", "internal/gateway", "internal/kubeapi", "internal/problem", "internal/settings", "internal/guard", "internal/latest", "internal/retry"},
-	"internal/reportkey":           {"internal/evidence", "internal/kubeapi", "internal/problem", "internal/retry"},
+	"internal/reportkey":           {"internal/evidence", "internal/kubeapi", "internal/latest", "internal/problem", "internal/retry"},
 	"internal/probe":               {},
 	"internal/doctor":              {"consul", "internal/evidence", "internal/gateway", "internal/probe", "internal/problem", "internal/settings", "internal/status"},
 	"internal/doctor/collect":      {"consul", "internal/adminport", "internal/consulchart", "internal/doctor", "internal/envoyadmin", "internal/gateway", "internal/probe", "internal/status"},

@@ -350,3 +350,27 @@ func TestWhatUsherHasNotWrittenIsNotRemembered(t *testing.T) {
 		}
 	}
 }
+
+// Whether any Envoy is let in while Consul does not answer is a matter of the time, too.
+func TestRemembersAny(t *testing.T) {
+	for name, maxAge := range map[string]time.Duration{"an hour": time.Hour, "0s": 0} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := &Authorizer{allowed: newAllowances(&memoryStore{}, maxAge, slog.New(slog.DiscardHandler))}
+				want := func(when string, want bool) {
+					t.Helper()
+					if got := a.RemembersAny(); got != want {
+						t.Errorf("%s: %t, want %t", when, got, want)
+					}
+				}
+				want("at first", false)
+				a.allowed.add(aclKey{1})
+				want("after an answer", maxAge > 0)
+				time.Sleep(time.Hour)
+				want("when that is too old", false)
+				a.allowed.setACLsOff(true)
+				want("without ACLs", maxAge > 0)
+			})
+		})
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -147,6 +148,14 @@ func (a *Authorizer) Run(ctx context.Context) error {
 	<-ctx.Done()
 	return nil
 }
+
+// RemembersAny reports whether there is a caller that is let in while Consul does not answer.
+func (a *Authorizer) RemembersAny() bool {
+	return slices.ContainsFunc(a.allowed.allow.Keys(), a.allowed.counts) || a.allowed.counts(aclKey{})
+}
+
+// SaveAgain has Run write everything to the Store again.
+func (a *Authorizer) SaveAgain() { a.allowed.change(true, false) }
 
 // Close writes to the Store and ends all logins for bearer tokens, after Run and the last Authorize. It takes a few seconds
 // at most.

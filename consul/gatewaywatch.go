@@ -165,10 +165,10 @@ func (w *gatewayWatch) logRestored(next *gateway.Snapshot) {
 	was := w.state.last != nil && !w.state.last.Restored.IsZero()
 	switch is := !next.Restored.IsZero(); {
 	case is && !was:
-		w.client.logger.Warn("consul gives no good answer yet; the gateway is served as it was saved",
+		w.client.logger.Warn("consul does not answer everything yet; the gateway is served with answers that were saved",
 			"gateway", w.id.String(), "saved", next.Restored.UTC(), "consul", w.client.Address())
 	case was && !is:
-		w.client.logger.Info("consul answers; the gateway is no longer served from the state directory", "gateway", w.id.String())
+		w.client.logger.Info("consul has answered everything; nothing of the gateway is from the state directory any more", "gateway", w.id.String())
 	}
 }
 

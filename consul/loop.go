@@ -66,13 +66,22 @@ func (l *watchLoop) run(ctx context.Context) {
 			l.index = 0
 		}
 		index := l.index
-		r, err := l.queryOrRestore(cycle, index)
+		r, err := l.attempt(cycle, index)
 		if cycle.Err() == nil {
 			pause := l.handle(r, err)
 			l.refresh.record(index == 0 && err == nil, l.isFiltered())
 			l.rest(cycle, pause)
 		}
 	}
+}
+
+// attempt sends a query. The refusal of an optional one counts as an empty answer, unless there is a saved one.
+func (l *watchLoop) attempt(ctx context.Context, index uint64) (response, error) {
+	r, err := l.queryOrRestore(ctx, index)
+	if r.refused && l.result.restored().IsZero() && !l.restore() {
+		return r, nil
+	}
+	return r, err
 }
 
 func (l *watchLoop) isFiltered() bool { return !l.rereadAt.IsZero() }
@@ -103,7 +112,8 @@ func (l *watchLoop) handle(r response, err error) (pause time.Duration) {
 	if same = same || reflect.DeepEqual(value, l.result.value); !same {
 		l.result.value = value
 	}
-	if l.saved.keep && (!same || !l.result.restored().IsZero()) {
+	// The last answer before a refusal stays saved.
+	if l.saved.keep && (!same || !l.result.restored().IsZero()) && (!r.refused || l.result.answer == nil) {
 		l.result.answer = newAnswer(r)
 	}
 	l.result.err, l.result.failures = nil, 0

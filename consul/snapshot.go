@@ -94,7 +94,7 @@ func buildSnapshot(in input, prev state) *snapshotBuild {
 		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
 	})
 	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
-	b.snapshot.Restored = b.restoredSince()
+	b.snapshot.Restored, b.snapshot.Keep = b.restored.oldest, b.keep()
 	b.missingForLong = len(b.missing) > 0 && b.deadlineExceeded("an incomplete snapshot", b.options.HealthTimeout)
 	if len(b.missing) > 0 || !b.patchable || b.rebuildAfter < noDeadline {
 		b.next.endpointQueries = nil
@@ -148,11 +148,7 @@ func read[T any](b *snapshotBuild, q query) (*T, queryResult) {
 		if b.confirmedDomain != "" && r.answer.trustDomain != b.confirmedDomain {
 			return nil, queryResult{err: errOtherCluster}
 		}
-		if b.restored.oldest.IsZero() || at.Before(b.restored.oldest) {
-			b.restored.oldest = at
-		}
-	} else if r.value != nil && r.err == nil && !q.queryType.local {
-		b.restored.answered = true
+		b.restored.add(q, at)
 	}
 	v, _ := r.value.(*T)
 	return v, r
@@ -160,19 +156,37 @@ func read[T any](b *snapshotBuild, q query) (*T, queryResult) {
 
 // restoredParts are the saved answers that a build has used.
 type restoredParts struct {
-	oldest time.Time // when the oldest was saved; zero without any
-	// answered means that Consul's servers answer another query.
-	answered bool
+	oldest time.Time    // when the oldest was saved; zero without any
+	keep   gateway.Keep // because of those that are not spare
+	spare  bool         // there is one that Usher can do without
 }
 
-// restoredSince returns Snapshot.Restored. A query that Consul does not answer, while it answers others, may stay so for
-// ever. After the answer timeout its saved answer is the last good one, as without a restart.
-func (b *snapshotBuild) restoredSince() time.Time {
-	p := b.restored
-	if !p.oldest.IsZero() && p.answered && b.deadlineExceeded("saved answers beside those of consul", b.options.AnswerTimeout) {
-		return time.Time{}
+// notOfEndpoints are the query types from whose answers no content of endpoints follows.
+var notOfEndpoints = []*queryType{entriesType, servicesType, meshType, leafType}
+
+func (p *restoredParts) add(q query, at time.Time) {
+	if p.oldest.IsZero() || at.Before(p.oldest) {
+		p.oldest = at
 	}
-	return p.oldest
+	switch {
+	case q.queryType.optional || q.datacenter != "":
+		p.spare = true
+	case slices.Contains(notOfEndpoints, q.queryType):
+		p.keep = max(p.keep, gateway.KeepConfiguration)
+	default:
+		p.keep = gateway.KeepAll
+	}
+}
+
+// keep returns Snapshot.Keep. Envoys keep what they have for as long as Consul does not answer, even if it answers other
+// queries: it may be coming back. But another datacenter may be away for ever, and the token may never get an optional
+// permission. So after the answer timeout, saved answers to such queries are the last good ones, as without a restart.
+func (b *snapshotBuild) keep() gateway.Keep {
+	p := b.restored
+	if p.spare && p.keep < gateway.KeepAll && !b.deadlineExceeded("saved answers that Usher can do without", b.options.AnswerTimeout) {
+		return gateway.KeepAll
+	}
+	return p.keep
 }
 
 // errOtherCluster means that a saved answer is from a Consul with another trust domain than the one that answers.

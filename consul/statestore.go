@@ -34,7 +34,8 @@ type stateStore struct {
 	dir    *statedir.Dir
 	client *Client
 	wake   chan struct{} // receives when a gateway has something to write; its capacity is 1
-	usable bool          // a file could be used at the start
+	// usable are the certificates towards the mesh in the files that could be used at the start.
+	usable []*gateway.Leaf
 
 	mu       sync.Mutex
 	gateways map[gateway.ID]*storedGateway
@@ -53,9 +54,12 @@ type storedGateway struct {
 // openStateStore returns the store in a directory. It checks all files, and removes those that are too old.
 func openStateStore(dir *statedir.Dir, c *Client) *stateStore {
 	s := &stateStore{dir: dir, client: c, wake: make(chan struct{}, 1), gateways: map[gateway.ID]*storedGateway{}}
+	dir.OnReplaced(s.writeAgain)
 	names, err := dir.Names()
 	if err != nil {
 		c.logger.Warn("cannot list the files of the state directory; usher starts without them", "state_dir", dir.Path(), "error", err)
+		s.failures = 1
+		s.reportFailure(err)
 	}
 	for _, name := range names {
 		if strings.HasPrefix(name, savedPrefix) {
@@ -77,7 +81,14 @@ func (s *stateStore) check(name string) {
 		}
 		return
 	}
-	s.usable = true
+	for q, a := range g.answers {
+		if q.queryType != leafType {
+			continue
+		}
+		if leaf, err := valueOf[gateway.Leaf](q, a.response()); err == nil {
+			s.usable = append(s.usable, leaf)
+		}
+	}
 	s.client.logger.Info("the state of a gateway is saved; usher uses it while consul does not answer",
 		"gateway", g.id.String(), "saved", written.UTC(), "datacenter", g.datacenter, "answers", len(g.answers))
 }
@@ -107,6 +118,11 @@ func (s *stateStore) read(name string) (*savedGateway, time.Time) {
 		return nil, time.Time{}
 	}
 	return g, written
+}
+
+// canServe reports whether a gateway has a saved certificate that has not expired. Without one, no new Envoy gets a listener.
+func (s *stateStore) canServe(now time.Time) bool {
+	return s != nil && slices.ContainsFunc(s.usable, func(leaf *gateway.Leaf) bool { return checkSaved(leaf, now) == nil })
 }
 
 // isKeyless reports whether private keys are not saved.
@@ -342,21 +358,30 @@ func (s *stateStore) replaceFile(g *savedGateway) (busy time.Duration, err error
 	return busy, s.dir.Write(savedName(g.id), payload)
 }
 
-// writeFailed has everything written again later: the directory may be another one by then. The caller holds mu.
+// writeAgain has everything written again, because the directory is another one.
+func (s *stateStore) writeAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, g := range s.gateways {
+		if len(g.content.answers) > 0 {
+			s.makeDue(g, time.Now())
+		}
+	}
+}
+
+// writeFailed has the gateway written again later. The caller holds mu.
 func (s *stateStore) writeFailed(id gateway.ID, err error) {
 	s.failures++
 	s.client.metrics.saveFailures.Inc()
-	again := time.Now().Add(max(saveInterval, retry.Pause(s.failures)))
-	for _, g := range s.gateways {
-		if len(g.content.answers) > 0 || !g.due.IsZero() {
-			g.due = again
-		}
-	}
-	s.gateways[id].due = again
+	s.gateways[id].due = time.Now().Add(max(saveInterval, retry.Pause(s.failures)))
 	if s.failures == 1 {
 		s.client.logger.Warn("cannot save the state of a gateway; usher serves all the same, and tries again",
 			"state_dir", s.dir.Path(), "gateway", id.String(), "error", err)
 	}
+	s.reportFailure(err)
+}
+
+func (s *stateStore) reportFailure(err error) {
 	s.client.report(stateDirectory, []problem.Problem{{
 		Where: "state directory " + s.dir.Path(),
 		What: fmt.Sprintf("cannot be written: %v; Usher serves all the same, but one that starts without Consul would serve what was saved before; "+

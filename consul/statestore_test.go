@@ -114,7 +114,7 @@ func (c *fakeConsul) save(t *testing.T, s *savedState) *gateway.Snapshot {
 }
 
 // asBefore compares snapshots but for whether they are restored.
-var asBefore = append(slices.Clone(snapshots), cmpopts.IgnoreFields(gateway.Snapshot{}, "Restored", "Problems"))
+var asBefore = append(slices.Clone(snapshots), cmpopts.IgnoreFields(gateway.Snapshot{}, "Restored", "Keep", "Problems"))
 
 // outages are ways in which Consul gives no answer.
 var outages = map[string]func(c *fakeConsul){
@@ -196,28 +196,73 @@ func TestTheSavedStateIsNotUsedIfConsulAnswers(t *testing.T) {
 	}
 }
 
-// One query that Consul does not answer takes nothing away. After the answer timeout it is as if Usher had not been
-// restarted.
+// One query that Consul does not answer takes nothing away. Running Envoys keep what may be newer than the saved answer.
 func TestOneRefusalAfterARestartTakesNothingAway(t *testing.T) {
 	t.Parallel()
-	want := newFakeGatewayWithEverything(t).save(t, newSavedState(t, stateKey))
-	for path := range newFakeGatewayWithEverything(t).replies {
+	newFake := func(t *testing.T) *fakeConsul {
+		c := newFakeGatewayWithEverything(t)
+		c.set("/v1/agent/self", reply{body: `{"Config": {"BindAddr": "::"}, "DebugConfig": {"DNSDomain": "example."}}`})
+		return c
+	}
+	want := newFake(t).save(t, newSavedState(t, stateKey))
+	keeps := map[string]gateway.Keep{
+		"/v1/agent/self":                    gateway.KeepNothing,
+		"/v1/health/connect/web?dc=dc2":     gateway.KeepNothing,
+		"/v1/config/ingress-gateway":        gateway.KeepConfiguration,
+		"/v1/config/mesh":                   gateway.KeepConfiguration,
+		"/v1/agent/connect/ca/leaf/gateway": gateway.KeepConfiguration,
+		servicesPath:                        gateway.KeepConfiguration,
+	}
+	for path := range newFake(t).replies {
+		keep, known := keeps[path]
+		if !known {
+			keep = gateway.KeepAll
+		}
 		for name, refusal := range map[string]reply{
 			"403":       {status: http.StatusForbidden, body: "Permission denied"},
 			"no leader": {leaderless: true, body: "[]"},
 		} {
 			t.Run(path+" "+name, func(t *testing.T) {
 				t.Parallel()
-				c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
+				c, state := newFake(t), newSavedState(t, stateKey)
 				c.save(t, state)
 				c.set(path, refusal)
-				c.startStateful(t, state, time.Minute, time.Second).next(t, func(got *gateway.Snapshot) bool {
-					wantNothingLost(t, want, got)
-					return got.Restored.IsZero() && cmp.Equal(want, got, asBefore)
-				})
+				for range 2 { // what is saved meanwhile is as good
+					u := c.startStateful(t, state, time.Minute, time.Second)
+					u.next(t, func(got *gateway.Snapshot) bool {
+						wantNothingLost(t, want, got)
+						return !got.Restored.IsZero() && got.Keep == keep && cmp.Equal(want, got, asBefore)
+					})
+					if u.log.has("INFO consul has answered everything") {
+						t.Error("the log says that nothing is from the state directory any more")
+					}
+					u.stop()
+				}
 			})
 		}
 	}
+}
+
+// The entry is newer in Consul than what is saved, and at first Consul answers everything else. Envoys keep theirs until it
+// answers that, too, however long that takes.
+func TestEnvoysKeepTheirsUntilConsulHasAnsweredEverything(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
+	c.save(t, state)
+	const path = "/v1/config/ingress-gateway"
+	c.mu.Lock()
+	entry := c.replies[path]
+	c.mu.Unlock()
+	c.set(path, reply{status: http.StatusInternalServerError, body: "no"})
+	u := c.startStateful(t, state, time.Minute, 10*time.Millisecond)
+	u.next(t, func(s *gateway.Snapshot) bool { return s.Keep == gateway.KeepConfiguration })
+	c.set("/v1/health/connect/api", sidecar(9999, "passing"))
+	s := u.next(t, func(s *gateway.Snapshot) bool { return s.Endpoints.Get("api").Endpoints[0].Port == 9999 })
+	if s.Keep != gateway.KeepConfiguration || s.Restored.IsZero() {
+		t.Errorf("Envoys keep %d, restored from %v", s.Keep, s.Restored)
+	}
+	c.set(path, entry)
+	u.next(t, func(s *gateway.Snapshot) bool { return s.Keep == gateway.KeepNothing && s.Restored.IsZero() })
 }
 
 func TestAnExpiredCertificateIsNotServedAfterARestart(t *testing.T) {
@@ -228,6 +273,9 @@ func TestAnExpiredCertificateIsNotServedAfterARestart(t *testing.T) {
 	replies := c.setAll(reply{status: http.StatusInternalServerError, body: "no"})
 	u := c.usherWithState(t, state, time.Minute)
 	until(t, func() bool { return u.log.has("WARN usher does not use a saved answer, and waits for consul's") })
+	if u.watcher.HasSaved() {
+		t.Error("the watcher says that it can serve new Envoys with an expired certificate")
+	}
 	for path, r := range replies {
 		c.set(path, r)
 	}
@@ -266,6 +314,9 @@ func TestWithoutAKeyNoPrivateKeyIsSaved(t *testing.T) {
 	}
 	wantEqual(t, want.Chains, s.Chains)
 	wantProblem(t, s, `certificate of gateway "gateway"`, "--state-key-file")
+	if u.watcher.HasSaved() {
+		t.Error("the watcher says that it can serve new Envoys without a certificate")
+	}
 	for path, r := range replies {
 		c.set(path, r)
 	}
@@ -504,10 +555,38 @@ func TestAFailedWriteIsAProblemWhileItLasts(t *testing.T) {
 		if got := s.bodyOnDisk(t, testGateway) + s.bodyOnDisk(t, others); got != "twoone" {
 			t.Errorf("on the disk: %q, want both gateways", got)
 		}
+		// Another user of the directory is the first to write into a new one.
+		if err := errors.Join(os.RemoveAll(state.path), s.dir.Write("another", nil)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := s.bodyOnDisk(t, testGateway) + s.bodyOnDisk(t, others); got != "twoone" {
+			t.Errorf("on the disk of a new directory: %q, want both gateways", got)
+		}
 		cancel()
 		<-done
 		s.dir.Close()
 	})
+}
+
+// A directory that cannot be used is a problem from the start, until it can.
+func TestADirectoryThatCannotBeUsedIsAProblem(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithInstances(t, "web"), newSavedState(t, stateKey)
+	if err := os.MkdirAll(filepath.Join(state.path, ".lock"), 0o700); err != nil { // as good as any fault of a disk, for root also
+		t.Fatal(err)
+	}
+	u := c.usherWithState(t, state, time.Minute)
+	if !u.log.has("WARN cannot list the files of the state directory") {
+		t.Error("the log does not say that the directory cannot be used")
+	}
+	u.next(t, anyOne)
+	if err := os.Remove(filepath.Join(state.path, ".lock")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() bool { return u.log.has("INFO the state of gateways can be saved again") })
+	state.file(t)
 }
 
 func TestOldFilesAreRemoved(t *testing.T) {
@@ -521,7 +600,7 @@ func TestOldFilesAreRemoved(t *testing.T) {
 		s.dir.Close()
 		time.Sleep(savedMaxAge + time.Hour)
 		s, _ = newTestStore(t, state)
-		if names, err := s.dir.Names(); s.usable || err != nil || len(names) > 0 {
+		if names, err := s.dir.Names(); s.canServe(time.Now()) || err != nil || len(names) > 0 {
 			t.Errorf("usable %v, files %q, %v", s.usable, names, err)
 		}
 		s.dir.Close()

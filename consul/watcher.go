@@ -134,8 +134,8 @@ func (w *Watcher) Ready() error {
 	return nil
 }
 
-// HasSaved reports whether there is a saved state with which Usher can serve while Consul does not answer.
-func (w *Watcher) HasSaved() bool { return w.store != nil && w.store.usable }
+// HasSaved reports whether there is a saved state with which Usher can serve new Envoys now, while Consul does not answer.
+func (w *Watcher) HasSaved() bool { return w.store.canServe(time.Now()) }
 
 // Address returns the address of Consul's HTTP API that is in use.
 func (w *Watcher) Address() string { return w.client.Address() }

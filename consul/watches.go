@@ -108,7 +108,8 @@ func (m *watchManager) startWatch(q query) *watch {
 	return w
 }
 
-// query sends the query of a loop once a connection is available, and counts the outcome.
+// query sends the query of a loop once a connection is available, and counts the outcome. If Consul refuses one of an
+// optional type, there are an empty response and an error; see watchLoop.attempt.
 func (m *watchManager) query(ctx context.Context, l *watchLoop, q query, index uint64) (response, error) {
 	r, err := m.limiter.do(ctx, index == 0, func(ctx context.Context, wait time.Duration) (response, error) {
 		return m.client.query(ctx, q, index, l.maxWait(wait))
@@ -118,7 +119,7 @@ func (m *watchManager) query(ctx context.Context, l *watchLoop, q query, index u
 		m.client.metrics.queries.WithLabelValues(q.queryType.name, string(outcome)).Inc()
 	}
 	if q.queryType.optional && (outcome == outcomeDenied || outcome == outcomeMissing) {
-		return response{body: []byte("{}"), refused: true}, nil
+		return response{body: []byte("{}"), refused: true}, err
 	}
 	return r, err
 }

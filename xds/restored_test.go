@@ -103,6 +103,22 @@ func TestEnvoyThatServesIsNotChangedByARestoredSet(t *testing.T) {
 	})
 }
 
+// While the source answers about endpoints, and not about all else, an Envoy that serves gets endpoints and nothing else.
+func TestEnvoyThatServesGetsEndpointsThatAreNotRestored(t *testing.T) {
+	newer := two().with(listener("http", 2, "web"), listener("tcp", 7), routes("web", 2))
+	half := small().with(cluster("old", 1), endpoints("old", 1), endpoints("web", 9))
+	forBoth(t, func(r *harness) {
+		r.source.publish(half.set(t).AsRestored(restoredAt).WithOwnEndpoints())
+		e := r.reconnect(newer)
+		e.ExpectAck(eds, "web")
+		r.source.publish(half.with(endpoints("web", 10), routes("web", 3)).without(cluster("old", 1)).set(t).AsRestored(restoredAt).WithOwnEndpoints())
+		e.ExpectAck(eds, "web")
+		e.ExpectNone()
+		r.source.publish(half.with(endpoints("web", 11)).set(t).AsRestored(restoredAt))
+		e.ExpectNone()
+	})
+}
+
 // What another replica has sent is often what is restored, and the newest, too.
 func TestEqualRestoredSetSendsNothing(t *testing.T) {
 	forBoth(t, func(r *harness) {

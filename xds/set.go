@@ -16,6 +16,8 @@ type Set struct {
 	collections [NumTypes]*Collection
 	restored    time.Time // see AsRestored
 	earlier     Earlier   // see WithEarlier
+	// ownEndpoints means that the mark is not for endpoints; see WithOwnEndpoints.
+	ownEndpoints bool
 }
 
 // NewSet returns a set of collections by their Type. A nil collection means that the type's resources are not known
@@ -37,6 +39,18 @@ func (s *Set) WithEarlier(e Earlier) *Set {
 	knowing := *s
 	knowing.earlier = e
 	return &knowing
+}
+
+// WithOwnEndpoints returns the restored set with endpoints that the source gives now: every Envoy gets those of its clusters.
+func (s *Set) WithOwnEndpoints() *Set {
+	marked := *s
+	marked.ownEndpoints = true
+	return &marked
+}
+
+// SameAs reports whether both sets have the same collections and marks.
+func (s *Set) SameAs(other *Set) bool {
+	return s.collections == other.collections && s.restored.Equal(other.restored) && s.ownEndpoints == other.ownEndpoints
 }
 
 // Restored returns the time of AsRestored; zero: the set is not restored.

@@ -78,8 +78,11 @@ func (s *streamState) push() (waits bool) {
 }
 
 // keeps reports whether Envoy keeps what it has of a type. If the set is restored, an Envoy that has listeners keeps
-// everything: it serves. One without listeners gets everything. Until it asks for listeners, it keeps the types that it has.
+// everything: it serves; but endpoints that are not restored. One without listeners gets everything. Until it asks for listeners, it keeps the types that it has.
 func (s *streamState) keeps(t Type) bool {
+	if t == Endpoint && s.set.ownEndpoints {
+		return false
+	}
 	if listeners := &s.types[Listener]; listeners.started {
 		t = Listener
 	}

@@ -15,11 +15,11 @@ import (
 )
 
 // readiness decides what /readyz answers. Usher is ready while it can serve Envoys: its source answers, or at least
-// one gateway has a set, or is saved in the state directory. An outage of the source must not make all Ushers unready at
+// one gateway has a set, or is saved in the state directory so that a new Envoy can be served. An outage of the source must not make all Ushers unready at
 // once: each of them still has what Envoys need.
 type readiness struct {
 	source    readinessChecker
-	saved     func() bool // reports whether there is a saved state to serve; nil without a state directory
+	saved     func() bool // reports whether new Envoys can be served from a saved state now; nil without a state directory
 	balancers warner      // nil outside Kubernetes
 	plane     interface{ HasSet() bool }
 	problems  interface {

@@ -79,7 +79,9 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 	ready := &readiness{source: source, balancers: balancers, plane: plane, problems: problems}
 	if w, ok := source.(*consul.Watcher); ok {
-		ready.saved = w.HasSaved
+		if a, ok := authorizer.(consulAuthorizer); ok {
+			ready.saved = func() bool { return w.HasSaved() && a.consul.RemembersAny() }
+		}
 	}
 	admin, err := newAdmin(ctx, o.admin, log, metrics, ready)
 	if err != nil {

@@ -90,6 +90,9 @@ func (o serveOptions) newConsulSource(
 		options.Store = state
 	}
 	authorizer := consulAuthorizer{client: client, consul: consul.NewAuthorizer(client, options)}
+	if state != nil {
+		state.OnReplaced(authorizer.consul.SaveAgain)
+	}
 	if o.tokenReview {
 		kubernetes, err := kubeapi.ConnectUnlimited(o.kubeconfig)
 		if errors.Is(err, kubeapi.ErrNotInCluster) {

@@ -186,7 +186,8 @@ func GatewayOf(n xds.Node) (gateway.ID, error) {
 	}, nil
 }
 
-// HasSet reports whether at least one gateway has a set for its Envoys, even if the source does not answer now.
+// HasSet reports whether at least one gateway has a set for its Envoys that was not restored, even if the source does not
+// answer now.
 func (p *Plane) HasSet() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -187,16 +187,20 @@ func (e *encoder) encode(before *encodedType, d desired) *encodedType {
 // resourceSetOf returns the set of the encoded types: the one before if it has the same collections and the same mark.
 func (e *encoder) resourceSetOf(types [xds.NumTypes]*encodedType, before *xds.Set) *xds.Set {
 	var collections [xds.NumTypes]*xds.Collection
-	restored := e.snapshot.Restored
-	changed := before == nil || !before.Restored().Equal(restored)
 	for t, encoded := range types {
 		collections[t] = encoded.collection
-		changed = changed || before.Collection(xds.Type(t)) != encoded.collection
 	}
-	if !changed {
+	set := xds.NewSet(collections)
+	if e.snapshot.Keep != gateway.KeepNothing {
+		set = set.AsRestored(e.snapshot.Restored)
+	}
+	if e.snapshot.Keep == gateway.KeepConfiguration {
+		set = set.WithOwnEndpoints()
+	}
+	if before != nil && before.SameAs(set) {
 		return before
 	}
-	return xds.NewSet(collections).AsRestored(restored).WithEarlier(e.earlier)
+	return set.WithEarlier(e.earlier)
 }
 
 // equalSets reports whether an Envoy would get the same from both sets.

@@ -32,15 +32,15 @@ func TestSetsOfRemovedInstancesAreDropped(t *testing.T) {
 func TestTheSetOfARestoredSnapshotHasItsMark(t *testing.T) {
 	p := newEncoder(NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler), func(evidence.Key) compiler { return new(listeners.Compiler) })
 	here := &gateway.Instance{Node: "here", ServiceID: "edge"}
-	setFor := func(restored time.Time) *xds.Set {
+	setFor := func(restored time.Time, keep gateway.Keep) *xds.Set {
 		s := snapshot(here)
-		s.Restored = restored
+		s.Restored, s.Keep = restored, keep
 		p.startGeneration(s, evidence.Key{})
 		set, _ := p.resourceSetFor(here, edge)
 		return set
 	}
 	at := time.Now()
-	first, second, current := setFor(at), setFor(at), setFor(time.Time{})
+	first, second, current := setFor(at, gateway.KeepAll), setFor(at, gateway.KeepAll), setFor(at, gateway.KeepNothing)
 	if !first.Restored().Equal(at) || second != first {
 		t.Errorf("the set is restored at %v, want %v, and the same for an equal snapshot: %t", first.Restored(), at, second == first)
 	}

@@ -38,7 +38,7 @@ type gatewayWorker struct {
 	newStreams  latest.Value[[]*stream]
 	newInputs   latest.Value[inputs]
 	done        chan struct{}        // closed when run has returned
-	hasSet      atomic.Bool          // at least one Envoy has got a set
+	hasSet      atomic.Bool          // at least one Envoy has got a set that is not restored
 	view        atomic.Pointer[view] // nil before the first call of work
 	permanent   bool                 // it does not end with its last stream
 	log         *slog.Logger
@@ -263,7 +263,9 @@ func (w *gatewayWorker) publish() {
 func (w *gatewayWorker) send(updates []update) {
 	w.plane.changes.begin(w.id, updates)
 	for _, u := range updates {
-		w.hasSet.Store(true)
+		if u.set != nil && u.set.Restored().IsZero() {
+			w.hasSet.Store(true)
+		}
 		u.stream.sent = u.set
 		u.stream.put(u.set)
 	}

@@ -109,7 +109,19 @@ type Snapshot struct {
 	// Restored is when the oldest part was saved that comes from the state directory, because the source has not answered
 	// since Usher started. Zero: every part is from the source.
 	Restored time.Time
+	// Keep is what an Envoy that serves keeps of its own, because a restored part may be older.
+	Keep Keep
 }
+
+// Keep is which resources of an Envoy a snapshot must not change.
+type Keep int
+
+// Keep values.
+const (
+	KeepNothing       Keep = iota
+	KeepConfiguration      // all but endpoints: what they follow from is not restored
+	KeepAll
+)
 
 // MeshGatewayKey names a partition of a datacenter as Consul does: "dc1" is the default partition, and "east.dc1"
 // the partition east.

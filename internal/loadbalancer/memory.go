@@ -23,6 +23,8 @@ type Memory interface {
 	// Read returns what Write stored last, and when. If there is nothing, the error is fs.ErrNotExist.
 	Read(name string) (payload []byte, written time.Time, err error)
 	Write(name string, payload []byte) error
+	// OnReplaced has f called, until stop, when everything has to be written again. f must not block.
+	OnReplaced(f func()) (stop func())
 }
 
 // remembered is what a restarted Usher needs to know about a Service while the API server is away.
@@ -101,12 +103,21 @@ func (m *memory) remember(s serviceState, b *gateway.Balancer) {
 
 // run writes until ctx ends. It has a goroutine of its own, because a disk may not answer.
 func (m *memory) run(ctx context.Context) {
+	if m.in == nil {
+		return
+	}
+	again := latest.New[struct{}]()
+	defer m.in.OnReplaced(func() { again.Put(struct{}{}) })()
+	var last []byte
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case payload := <-m.next.C():
-			m.write(ctx, payload)
+		case last = <-m.next.C():
+		case <-again.C():
+		}
+		if last != nil {
+			m.write(ctx, last)
 		}
 	}
 }

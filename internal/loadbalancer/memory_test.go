@@ -21,6 +21,22 @@ type fakeMemory struct {
 	at      time.Time
 	err     error         // of Write
 	changed chan struct{} // receives after each Write
+	again   func()        // that OnReplaced was given
+}
+
+func (m *fakeMemory) OnReplaced(f func()) (stop func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.again = f
+	return func() {}
+}
+
+// lose loses what was written.
+func (m *fakeMemory) lose() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.payload = nil
+	m.again()
 }
 
 func newFakeMemory() *fakeMemory { return &fakeMemory{changed: make(chan struct{}, 1000)} }
@@ -110,6 +126,8 @@ func TestARestartWhileTheAPIServerIsAwayKeepsModes(t *testing.T) {
 			published, stop := run(t, a.remembering(t, m, time.Hour), edge)
 			await(t, published, c.mode, "")
 			m.waitWritten(t, c.mode)
+			m.lose()
+			m.waitWritten(t, c.mode) // a memory that is lost is written again
 			stop()
 
 			answer := make(chan struct{})

@@ -18,6 +18,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/evidence"
 	"github.com/usherproxy/usher/internal/kubeapi"
+	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/retry"
 )
@@ -44,6 +45,8 @@ type Memory interface {
 	// Read returns what Write stored last, and when. If there is nothing, the error is fs.ErrNotExist.
 	Read(name string) (payload []byte, written time.Time, err error)
 	Write(name string, payload []byte) error
+	// OnReplaced has f called, until stop, when everything has to be written again. f must not block.
+	OnReplaced(f func()) (stop func())
 }
 
 // memoryName is the name of the key in the Memory.
@@ -57,7 +60,7 @@ type Secret struct {
 	options  Options
 	key      evidence.Key // that the Secret has
 	failures int
-	// remembered is the data of the key of an earlier process; empty: there is none.
+	// remembered is the data of the key that the Memory has; empty: there is none.
 	remembered []byte
 }
 
@@ -106,15 +109,18 @@ func (s *Secret) Attempt(ctx context.Context) evidence.Key {
 	}
 	s.key = key
 	s.options.Report(nil)
-	s.remember(data)
+	if !bytes.Equal(data, s.remembered) {
+		s.remember(data)
+	}
 	return key
 }
 
 // remember keeps the key for the next start.
 func (s *Secret) remember(data []byte) {
-	if s.options.Memory == nil || bytes.Equal(data, s.remembered) {
+	if s.options.Memory == nil {
 		return
 	}
+	s.remembered = data
 	if err := s.options.Memory.Write(memoryName, data); err != nil {
 		s.options.Logger.Warn("the key of connection reports cannot be remembered; a restart while the API server is away will change listeners", "error", err)
 	}
@@ -133,8 +139,20 @@ func (s *Secret) Run(ctx context.Context, put func(evidence.Key)) error {
 			put(key)
 		}
 	}
-	<-ctx.Done()
-	return nil
+	if s.options.Memory == nil {
+		<-ctx.Done()
+		return nil
+	}
+	again := latest.New[struct{}]()
+	defer s.options.Memory.OnReplaced(func() { again.Put(struct{}{}) })()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again.C():
+			s.remember(s.remembered)
+		}
+	}
 }
 
 // readOrWrite returns the data of the key. If two replicas write one, the API server refuses the second, which then reads the first's.

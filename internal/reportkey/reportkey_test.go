@@ -226,6 +226,16 @@ func TestAttemptsEnd(t *testing.T) {
 type memory struct {
 	payload []byte
 	err     error // of Write
+	// again receives what OnReplaced is given, and written each payload; both may be nil.
+	again   chan func()
+	written chan []byte
+}
+
+func (m *memory) OnReplaced(f func()) (stop func()) {
+	if m.again != nil {
+		m.again <- f
+	}
+	return func() {}
 }
 
 func (m *memory) Read(string) ([]byte, time.Time, error) {
@@ -239,7 +249,30 @@ func (m *memory) Write(_ string, payload []byte) error {
 	if m.err == nil {
 		m.payload = payload
 	}
+	if m.written != nil {
+		m.written <- payload
+	}
 	return m.err
+}
+
+func TestAKeyIsWrittenAgainWhenTheMemoryIsLost(t *testing.T) {
+	t.Parallel()
+	f, m := newFakeServer(t, secretWith(random)), &memory{again: make(chan func(), 1), written: make(chan []byte, 2)}
+	s, _ := f.replica(t)
+	s.options.Memory = m
+	s.Start(t.Context())
+	<-m.written
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- s.Run(ctx, func(evidence.Key) {}) }()
+	(<-m.again)()
+	if got := <-m.written; string(got) != random {
+		t.Errorf("%q is written", got)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 // TestARememberedKeyIsUsedWhileTheAPIServerIsAway restarts an Usher that had the key, while nothing answers.

@@ -36,32 +36,41 @@ type Dir struct {
 	path string
 	key  []byte // empty: files are not encrypted
 
-	mu   sync.Mutex // guards lock
-	lock *os.File   // nil after Close
+	mu       sync.Mutex // guards the fields below
+	lock     *os.File   // nil after Close, and while the directory cannot be used
+	closed   bool
+	replaced map[*func()]bool // see OnReplaced
 }
+
+// misconfigured is why a directory must not be used at all. An administrator has to correct it.
+type misconfigured struct{ error }
 
 // Open opens the directory at path, and creates it if there is none. It removes what an earlier process has not
 // finished. key encrypts the files; with nil they are not encrypted. While the directory is open, another Open of it
 // returns an error, also in other processes.
+//
+// Open returns an error only for what is configured wrong: the key, a directory of another user or open to others, or one
+// that another Usher uses. If the disk does not let it use the directory, each later call tries again.
 func Open(path string, key []byte) (*Dir, error) {
 	if len(key) > 0 && len(key) < MinKey {
 		return nil, fmt.Errorf("the key of the state directory has %d bytes; use at least %d random ones, such as those of \"openssl rand -hex 32\"", len(key), MinKey)
 	}
 	lock, err := lockDir(path)
-	if err != nil {
-		return nil, err
+	if wrong, ok := errors.AsType[misconfigured](err); ok {
+		return nil, wrong.error
 	}
-	d := &Dir{path: path, key: slices.Clone(key), lock: lock}
-	if err := d.removeUnfinished(); err != nil {
-		lock.Close()
-		return nil, err
+	d := &Dir{path: path, key: slices.Clone(key), lock: lock, replaced: map[*func()]bool{}}
+	if err == nil {
+		d.removeUnfinished()
 	}
 	return d, nil
 }
 
 // lockDir returns the locked file that shows that a directory is in use.
 func lockDir(path string) (*os.File, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := os.MkdirAll(path, 0o700); errors.Is(err, syscall.ENOTDIR) {
+		return nil, misconfigured{fmt.Errorf("state directory: %w; let the user that runs usher create it, or name another one", err)}
+	} else if err != nil {
 		return nil, fmt.Errorf("state directory: %w; let the user that runs usher create it, or name another one", err)
 	}
 	info, err := os.Stat(path)
@@ -69,38 +78,52 @@ func lockDir(path string) (*os.File, error) {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	if info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("state directory %s: other users may write to it (mode %04o), and could give Usher forged state; chmod 0700 %[1]s", path, info.Mode().Perm())
+		return nil, misconfigured{fmt.Errorf("state directory %s: other users may write to it (mode %04o), and could give Usher forged state; chmod 0700 %[1]s", path, info.Mode().Perm())}
 	}
-	lock, err := os.OpenFile(filepath.Join(path, lockName), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if owner := ownerOf(info); owner != os.Geteuid() {
+		return nil, misconfigured{fmt.Errorf("state directory %s: it belongs to the user %d, who could give Usher forged state, and Usher runs as the user %d; chown %[3]d %[1]s", path, owner, os.Geteuid())}
+	}
+	lock, err := openLock(filepath.Join(path, lockName))
 	if err != nil {
 		return nil, fmt.Errorf("state directory: %w; let the user that runs usher write to it", err)
 	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		lock.Close()
-		return nil, fmt.Errorf("state directory %s: another Usher uses it (%w); give each Usher its own directory", path, err)
+	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if err == nil {
+		return lock, nil
 	}
-	return lock, nil
+	lock.Close()
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, misconfigured{fmt.Errorf("state directory %s: another Usher uses it (%w); give each Usher its own directory", path, err)}
+	}
+	return nil, fmt.Errorf("state directory %s: it cannot be locked (%w); name one on a file system with locks", path, err)
 }
 
-func (d *Dir) removeUnfinished() error {
-	list, err := os.ReadDir(d.path)
-	if err != nil {
-		return fmt.Errorf("state directory: %w", err)
+// openLock opens the file that is locked. On a disk that is read-only the one that is there is enough: what was saved can
+// be read.
+func openLock(path string) (*os.File, error) {
+	lock, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if errors.Is(err, syscall.EROFS) {
+		return os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 	}
-	for _, entry := range list {
-		if strings.HasPrefix(entry.Name(), tempPrefix) {
-			if err := os.Remove(d.file(entry.Name())); err != nil {
-				return fmt.Errorf("state directory: %w", err)
-			}
-		}
+	return lock, err
+}
+
+// ownerOf returns the user ID of the owner of a file.
+func ownerOf(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
+
+// removeUnfinished removes the files of writes that an earlier process has not finished. If it cannot, they only take room.
+func (d *Dir) removeUnfinished() {
+	list, _ := filepath.Glob(d.file(tempPrefix + "*")) // the pattern is valid
+	for _, path := range list {
+		os.RemoveAll(path) //nolint:errcheck // the next Open tries again
 	}
-	return nil
 }
 
 // Close ends the use of the directory. Calls of the other methods after it return an error.
 func (d *Dir) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.closed = true
 	if d.lock == nil {
 		return nil
 	}
@@ -120,31 +143,56 @@ func (d *Dir) file(name string) string { return filepath.Join(d.path, name) }
 // names matches the names that Write takes.
 var names = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._~-]{0,127}$`)
 
-// check returns an error unless the name is one that Write takes and the directory is the locked one. If the directory
-// was removed or replaced, check locks the new one, and returns an error once: the caller has to write all files again.
+// OnReplaced has f called, until stop, when everything in the directory has to be written again: it was removed or
+// replaced, or could not be used before. f must not block, and must not call a method of d.
+func (d *Dir) OnReplaced(f func()) (stop func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.replaced[&f] = true
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.replaced, &f)
+	}
+}
+
+// check returns an error unless the name is one that Write takes and the directory can be used.
 func (d *Dir) check(name string) error {
 	if !names.MatchString(name) {
 		return fmt.Errorf("state file %q: the name has other characters than letters, digits, and ._~-, or is too long", name)
 	}
+	return d.checkLock()
+}
+
+// checkLock returns nil if the directory is the locked one. If that was removed or replaced, or could not be used,
+// checkLock locks the one that is there now.
+func (d *Dir) checkLock() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.lock == nil {
+	if d.closed {
 		return errors.New("the state directory is closed")
 	}
-	locked, err := d.lock.Stat()
-	if err != nil {
-		return err
-	}
-	if now, err := os.Lstat(d.file(lockName)); err == nil && os.SameFile(now, locked) {
-		return nil
+	if d.lock != nil {
+		locked, err := d.lock.Stat()
+		if err != nil {
+			return err
+		}
+		if now, err := os.Lstat(d.file(lockName)); err == nil && os.SameFile(now, locked) {
+			return nil
+		}
 	}
 	lock, err := lockDir(d.path)
 	if err != nil {
 		return err
 	}
-	d.lock.Close()
+	if d.lock != nil {
+		d.lock.Close()
+	}
 	d.lock = lock
-	return fmt.Errorf("state directory %s: it was removed or replaced while Usher ran; Usher writes all files again", d.path)
+	for f := range d.replaced {
+		(*f)()
+	}
+	return nil
 }
 
 // Write stores the payload under a name, in place of an earlier one. When it returns nil, the payload is on the disk.
@@ -225,7 +273,7 @@ func (d *Dir) Read(name string) (payload []byte, written time.Time, err error) {
 	return payload, written, err
 }
 
-// readFile returns the content of a regular file that only its owner can read and write. It follows no link.
+// readFile returns the content of a regular file of Usher's user that no other user can read or write. It follows no link.
 func readFile(path string) ([]byte, error) {
 	// O_NONBLOCK keeps the open of a FIFO from waiting for a writer.
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
@@ -242,6 +290,8 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	case !info.Mode().IsRegular():
 		return nil, badFile("it is no regular file")
+	case ownerOf(info) != os.Geteuid():
+		return nil, badFile(fmt.Sprintf("it belongs to another user (%d)", ownerOf(info)))
 	case info.Mode().Perm()&0o077 != 0:
 		return nil, badFile(fmt.Sprintf("other users may read or write it (mode %04o)", info.Mode().Perm()))
 	case info.Size() > maxSize:
@@ -269,6 +319,9 @@ func (d *Dir) setAside(name string, why badFile) error {
 
 // Names returns the names of all files, sorted.
 func (d *Dir) Names() ([]string, error) {
+	if err := d.checkLock(); err != nil {
+		return nil, err
+	}
 	list, err := os.ReadDir(d.path) // sorted
 	if err != nil {
 		return nil, err

@@ -326,19 +326,71 @@ func TestAFailedWriteKeepsTheLastFile(t *testing.T) {
 func TestADirectoryThatWasRemovedIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	d := open1(t, filepath.Join(t.TempDir(), "state"), nil)
+	var again [2]int
+	for i := range again {
+		d.OnReplaced(func() { again[i]++ })
+	}
+	d.OnReplaced(func() { t.Error("this one was stopped") })()
 	write(t, d, "edge", "payload")
 	if err := os.RemoveAll(d.path); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Write("edge", []byte("next")); err == nil || !strings.Contains(err.Error(), "removed") {
-		t.Errorf("the first write: %v, want an error that says so", err)
-	}
 	write(t, d, "edge", "next")
+	if again != [2]int{1, 1} {
+		t.Errorf("the users of the directory were called %v times, want each once", again)
+	}
 	if _, err := Open(d.path, nil); err == nil {
 		t.Error("the new directory is not locked")
 	}
 	if payload, err := read(d, "edge"); payload != "next" {
 		t.Errorf("got %q, %v", payload, err)
+	}
+}
+
+// What an administrator has not configured wrong does not keep Usher from starting. When the directory can be used, it is.
+func TestADirectoryThatCannotBeUsedYetIsUsedLater(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "state")
+	if err := os.MkdirAll(filepath.Join(path, lockName), 0o700); err != nil { // as good as any fault of a disk, for root also
+		t.Fatal(err)
+	}
+	d := open1(t, path, nil)
+	again := 0
+	d.OnReplaced(func() { again++ })
+	if _, err := d.Names(); err == nil {
+		t.Error("Names returned no error")
+	}
+	if err := d.Write("edge", nil); err == nil {
+		t.Error("Write returned no error")
+	}
+	if err := os.Remove(filepath.Join(path, lockName)); err != nil {
+		t.Fatal(err)
+	}
+	write(t, d, "edge", "payload")
+	if payload, err := read(d, "edge"); payload != "payload" || again != 1 {
+		t.Errorf("got %q, %v; called %d times", payload, err, again)
+	}
+}
+
+func TestFilesOfAnotherUserAreNotUsed(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		return // only root can give a file to another user
+	}
+	d := open1(t, t.TempDir(), nil)
+	write(t, d, "edge", "payload")
+	if err := os.Chown(d.file("edge"+suffix), 12345, -1); err != nil {
+		t.Fatal(err)
+	}
+	if payload, err := read(d, "edge"); err == nil || payload != "" || !strings.Contains(err.Error(), "belongs to another user (12345)") {
+		t.Errorf("got %q, %v", payload, err)
+	}
+	path := t.TempDir()
+	if err := os.Chown(path, 12345, -1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path, nil); err == nil || !strings.Contains(err.Error(), "belongs to the user 12345") {
+		t.Errorf("got %v", err)
 	}
 }
 
