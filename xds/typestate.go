@@ -194,7 +194,7 @@ func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
 // canSend reports whether a response may be sent.
 func (t *typeState) canSend() bool {
 	return t.started && t.baseline != nil && t.awaitingACK == nil && !t.backingOff &&
-		!(t.keeps && t.fullState()) && !t.wouldRemoveHeldBack()
+		(!t.keeps || !t.fullState()) && !t.wouldRemoveHeldBack()
 }
 
 // blocked reports whether a full state would remove something that is held back, or that a held-back listener refers
@@ -228,7 +228,7 @@ func (t *typeState) allowedChanges() (upserts []*Resource, removals []string) {
 // withholds reports whether Envoy keeps what it has of a name. It has nothing if it subscribes to the name and has no version.
 func (t *typeState) withholds(name string) bool {
 	n := t.get(name)
-	return t.keeps && !(n.named && n.version == "" && t.baseline.Get(name) != nil)
+	return t.keeps && (!n.named || n.version != "" || t.baseline.Get(name) == nil)
 }
 
 // keepsOld reports whether something differs that Envoy keeps.
