@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // Store keeps payloads by name beyond the end of the process.
@@ -21,10 +24,15 @@ type Store interface {
 	Read(name string) (payload []byte, written time.Time, err error)
 	// Remove removes what was written. It is no error if there is nothing.
 	Remove(name string) error
+	// Path returns the directory, for messages.
+	Path() string
 }
 
-// allowancesName is the name in a Store.
-const allowancesName = "authorizations"
+// allowancesName is the name in a Store, and allowancesFile that of the file.
+const (
+	allowancesName = "authorizations"
+	allowancesFile = allowancesName + ".state"
+)
 
 const (
 	maxAllowed = 65_536
@@ -40,6 +48,7 @@ const (
 // answer. They have keyed hashes of the tokens, never the tokens. With a Store, they outlive the process. The methods are
 // safe for concurrent use.
 type allowances struct {
+	client *Client
 	store  Store // nil: they end with the process
 	logger *slog.Logger
 	maxAge time.Duration  // how long an allowance counts
@@ -48,15 +57,19 @@ type allowances struct {
 	urgent chan struct{} // receives if a change is not to wait for allowancesInterval; its capacity is 1
 
 	mu         sync.Mutex
+	domain     string    // the trust domain of the Consul that has allowed them; empty: not known
 	aclsOffAt  time.Time // when Consul last answered that its ACLs are off
 	unsaved    bool      // something has changed since the last write
 	revoked    bool      // the Store has something that no longer counts
 	saveFailed bool
+	// allowsRefused means that the Store allows a caller that Consul refuses, and cannot be changed. Only save uses it.
+	allowsRefused bool
 }
 
 // newAllowances returns the allowances in the store, which may be nil; with a maxAge of 0, it removes them.
-func newAllowances(store Store, maxAge time.Duration, logger *slog.Logger) *allowances {
-	a := &allowances{store: store, logger: logger, maxAge: maxAge, urgent: make(chan struct{}, 1)}
+func newAllowances(c *Client, store Store, maxAge time.Duration) *allowances {
+	logger := c.logger
+	a := &allowances{client: c, store: store, logger: logger, maxAge: maxAge, urgent: make(chan struct{}, 1)}
 	_, _ = rand.Read(a.key[:])                          // never fails
 	a.allow, _ = lru.New[aclKey, time.Time](maxAllowed) // fails only for sizes below 1
 	switch {
@@ -104,8 +117,28 @@ func (a *allowances) setACLsOff(off bool) {
 	}
 }
 
+// forgetOtherCluster forgets everything if Consul's roots have another trust domain: it is another cluster now.
+func (a *allowances) forgetOtherCluster() {
+	now := a.client.trustDomain()
+	a.mu.Lock()
+	other := now != "" && a.domain != "" && a.domain != now
+	if now != "" && a.domain != now {
+		a.domain, a.unsaved = now, true
+	}
+	if other {
+		a.aclsOffAt = time.Time{}
+		a.allow.Purge()
+	}
+	a.mu.Unlock()
+	if other {
+		a.logger.Warn("consul has another trust domain, so usher forgets which tokens consul has allowed before", "trust_domain", now)
+		a.change(true, true)
+	}
+}
+
 // counts reports whether Consul has allowed the caller within maxAge.
 func (a *allowances) counts(key aclKey) bool {
+	a.forgetOtherCluster()
 	a.mu.Lock()
 	off := a.aclsOffAt
 	a.mu.Unlock()
@@ -151,6 +184,7 @@ func (a *allowances) run(ctx context.Context) {
 // save writes the changes since the last write. If that fails, what is revoked must not stay in the Store: save then
 // removes all. It reports whether there was something to write.
 func (a *allowances) save() bool {
+	a.forgetOtherCluster()
 	a.mu.Lock()
 	unsaved, revoked := a.unsaved, a.revoked
 	a.unsaved, a.revoked = false, false
@@ -179,11 +213,38 @@ func (a *allowances) save() bool {
 		a.logger.Info("which tokens consul has allowed is saved again")
 	}
 	a.saveFailed = err != nil
+	a.reportRefused(err != nil && revoked, err)
 	return true
 }
 
+// reportRefused reports whether the Store allows a caller that Consul refuses.
+func (a *allowances) reportRefused(allowed bool, err error) {
+	if allowed == a.allowsRefused {
+		return
+	}
+	a.allowsRefused = allowed
+	path := filepath.Join(a.store.Path(), allowancesFile)
+	if !allowed {
+		a.logger.Info("the saved authorizations no longer allow a refused token", "file", path)
+		a.client.report(allowancesSource, nil)
+		return
+	}
+	a.logger.Warn("the saved authorizations still allow a refused token, if usher restarts while consul does not answer; remove the file",
+		"file", path, "error", err)
+	a.client.report(allowancesSource, []problem.Problem{{
+		Where: path,
+		What: fmt.Sprintf("remove it: it still allows a refused token, if Usher restarts while Consul does not answer; "+
+			"Usher can neither write nor remove it: %v", err),
+	}})
+}
+
+// allowancesSource is the source of the problem of reportRefused.
+const allowancesSource = "the saved authorizations"
+
 // savedAllowances is the form in a Store.
 type savedAllowances struct {
+	Consul  []string         `json:"consul"`            // its addresses
+	Domain  string           `json:"domain,omitempty"`  // its trust domain; empty: not known
 	Key     []byte           `json:"key"`               // of the hashes
 	ACLsOff int64            `json:"aclsOff,omitempty"` // when Consul last answered so, in Unix seconds; 0: they are on
 	Allowed []savedAllowance `json:"allowed"`           // the one that was used longest ago is the first
@@ -196,9 +257,10 @@ type savedAllowance struct {
 
 // encode returns what counts, for a Store.
 func (a *allowances) encode() []byte {
-	saved := savedAllowances{Key: a.key[:], Allowed: []savedAllowance{}}
+	saved := savedAllowances{Consul: a.client.addresses(), Key: a.key[:], Allowed: []savedAllowance{}}
 	now := time.Now()
 	a.mu.Lock()
+	saved.Domain = a.domain
 	if !a.aclsOffAt.IsZero() {
 		saved.ACLsOff = wallTime(a.aclsOffAt, now)
 	}
@@ -232,8 +294,16 @@ func (a *allowances) load() error {
 	if err != nil {
 		return err
 	}
-	a.key = [hashSize]byte(saved.Key)
-	if saved.ACLsOff != 0 {
+	if err := a.client.ownAddress(saved.Consul); err != nil {
+		a.change(true, true) // its tokens are not to count later either
+		return err
+	}
+	a.key, a.domain = [hashSize]byte(saved.Key), saved.Domain
+	switch {
+	case saved.ACLsOff == 0:
+	case a.client.tokens.isSet(): // ACLs are probably on now
+		a.change(true, true)
+	default:
 		a.aclsOffAt = time.Unix(saved.ACLsOff, 0)
 	}
 	for _, s := range saved.Allowed {

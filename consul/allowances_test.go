@@ -14,7 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/consul/api"
+
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // memoryStore is a Store in memory.
@@ -59,6 +62,8 @@ func (s *memoryStore) Remove(name string) error {
 	return nil
 }
 
+func (*memoryStore) Path() string { return "/state" }
+
 func (s *memoryStore) set(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,12 +81,16 @@ func (s *memoryStore) saved() []byte {
 	return payload
 }
 
-// inBubble runs a scenario in a bubble with allowances in the store that are being saved.
+// inBubble runs a scenario in a bubble with allowances in the store that are being saved. It returns the log, with the
+// problems.
 func inBubble(t *testing.T, s *memoryStore, scenario func(a *allowances)) (log string) {
 	t.Helper()
 	var text strings.Builder
 	synctest.Test(t, func(t *testing.T) {
-		a := newAllowances(s, time.Hour, slog.New(slog.NewTextHandler(&text, nil)))
+		a := newAllowances(newTestClient(t, Config{
+			HTTPAddr: ownAddress, Logger: slog.New(slog.NewTextHandler(&text, nil)),
+			Report: func(source string, problems []problem.Problem) { fmt.Fprintln(&text, "problems of", source, problems) },
+		}), s, time.Hour)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
@@ -95,9 +104,23 @@ func inBubble(t *testing.T, s *memoryStore, scenario func(a *allowances)) (log s
 	return text.String()
 }
 
+// ownAddress is the one of Consul in these tests.
+const ownAddress = "consul:8500"
+
 // restarted returns what the next process knows.
 func restarted(s *memoryStore, maxAge time.Duration) *allowances {
-	return newAllowances(s, maxAge, slog.New(slog.DiscardHandler))
+	return restartedWith(s, maxAge, ownAddress, "")
+}
+
+// restartedWith is restarted with an address of Consul and Usher's token.
+func restartedWith(s *memoryStore, maxAge time.Duration, address, token string) *allowances {
+	c, err := NewClient(Config{HTTPAddr: address, Getenv: func(name string) string {
+		return map[string]string{api.HTTPTokenEnvName: token}[name]
+	}})
+	if err != nil {
+		panic(err)
+	}
+	return newAllowances(c, s, maxAge)
 }
 
 // A restarted Usher allows exactly the tokens that the one before would: by any Envoy, for the same gateway.
@@ -112,7 +135,9 @@ func TestARestartedAuthorizerRemembersWhomConsulAllowed(t *testing.T) {
 	before.Close()
 
 	consul.set(func() { consul.status = http.StatusInternalServerError })
-	after, log := serveTokens(t, consul, AuthorizerOptions{StaleIfError: time.Hour, Store: store})
+	var log strings.Builder
+	before.client.logger = slog.New(slog.NewTextHandler(&log, nil))
+	after := NewAuthorizer(before.client, AuthorizerOptions{StaleIfError: time.Hour, Store: store})
 	for _, address := range []string{"198.18.0.20", "198.18.0.21"} {
 		if err := after.Authorize(t.Context(), Caller{Token: "good", Address: address}, theGateway); err != nil {
 			t.Errorf("the token that Consul allowed, from %s: %v", address, err)
@@ -127,7 +152,7 @@ func TestARestartedAuthorizerRemembersWhomConsulAllowed(t *testing.T) {
 		}
 	}
 	if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "consul does not answer ACL checks") {
-		t.Errorf("the log:\n%s", log)
+		t.Errorf("the log:\n%s", &log)
 	}
 	for _, secret := range []string{"good", "weak", "bad"} {
 		if bytes.Contains(store.saved(), []byte(secret)) {
@@ -208,6 +233,103 @@ func TestWhatIsRefusedDoesNotStayInAStoreThatIsFull(t *testing.T) {
 	}
 }
 
+// The disk has been full for a while, and can no longer be changed at all when a token is refused.
+func TestARefusedTokenThatStaysOnTheDiskIsAProblem(t *testing.T) {
+	store, kept, refused := &memoryStore{}, aclKey{1}, aclKey{2}
+	const remedy = "problems of the saved authorizations [/state/authorizations.state: remove it: it still allows a refused token"
+	log := inBubble(t, store, func(a *allowances) {
+		a.add(kept)
+		a.add(refused)
+		time.Sleep(time.Minute)
+		store.set(func() {
+			store.noWrite, store.noRemove = errors.New("read-only file system"), errors.New("read-only file system")
+		})
+		a.add(kept)
+		time.Sleep(2 * allowancesInterval)
+		log := a.logger
+		log.Info("now a token is refused")
+		a.remove(refused)
+		time.Sleep(5 * allowancesInterval)
+		log.Info("now the file can be removed")
+		store.set(func() { store.noRemove = nil })
+		time.Sleep(2 * allowancesInterval)
+	})
+	rest := log
+	for _, next := range []string{"cannot save", "now a token", "still allow a refused token", remedy, "now the file", "problems of the saved authorizations []"} {
+		_, after, found := strings.Cut(rest, next)
+		if rest = after; !found || strings.Count(log, next) != 1 {
+			t.Fatalf("%q is not there once, in this place:\n%s", next, log)
+		}
+	}
+}
+
+func TestAllowancesOfAnotherConsulDoNotCount(t *testing.T) {
+	store, key := &memoryStore{}, aclKey{1}
+	a := restartedWith(store, time.Hour, "consul:8500,other:8500", "")
+	a.add(key)
+	a.save()
+	if !restartedWith(store, time.Hour, "new:8500,other:8500", "").counts(key) {
+		t.Error("the allowance does not count, although an address is the same")
+	}
+	moved := restartedWith(store, time.Hour, "new:8500", "")
+	if moved.counts(key) || moved.key == a.key {
+		t.Error("the allowance counts at another address")
+	}
+	moved.save()
+	if restartedWith(store, time.Hour, "other:8500", "").counts(key) {
+		t.Error("the allowance is still in the store")
+	}
+}
+
+// Another cluster may have the same address.
+func TestAllowancesOfAnotherTrustDomainAreForgotten(t *testing.T) {
+	for _, off := range []bool{false, true} {
+		store, key := &memoryStore{}, aclKey{1}
+		roots := func(a *allowances, domain string) {
+			answer := queryResult{value: &caRoots{all: &gateway.Roots{TrustDomain: domain}}, answer: &answer{}}
+			w := &watch{query: query{queryType: rootsType}, subscribers: map[*subscription]bool{{}: true}}
+			newWatchManager(a.client, time.Minute).setResult(w, answer, false)
+		}
+		a := restarted(store, time.Hour)
+		if off {
+			a.setACLsOff(true)
+		} else {
+			a.add(key)
+		}
+		if roots(a, "old.consul"); !a.counts(key) {
+			t.Error("the allowance does not count once the trust domain is known")
+		}
+		a.save()
+		next := restarted(store, time.Hour)
+		if roots(next, "old.consul"); !next.counts(key) {
+			t.Error("the allowance does not count in the same trust domain")
+		}
+		if roots(next, "new.consul"); next.counts(key) {
+			t.Error("the allowance counts in another trust domain")
+		}
+		next.save()
+		if restarted(store, time.Hour).counts(key) {
+			t.Error("the allowance is still in the store")
+		}
+	}
+}
+
+// An Usher with a token uses a Consul with ACLs, whatever was so before.
+func TestThatACLsAreOffIsNotRememberedWithAToken(t *testing.T) {
+	store := &memoryStore{}
+	a := restarted(store, time.Hour)
+	a.setACLsOff(true)
+	a.save()
+	next := restartedWith(store, time.Hour, ownAddress, "7d8b1b5c")
+	if next.counts(aclKey{1}) {
+		t.Error("everybody is let in")
+	}
+	next.save()
+	if restarted(store, time.Hour).counts(aclKey{1}) {
+		t.Error("the store lets everybody in")
+	}
+}
+
 // Many changes cause few writes, and none of them is lost.
 func TestChangesAreSavedTogether(t *testing.T) {
 	store := &memoryStore{}
@@ -277,7 +399,7 @@ func TestASavedAllowanceCountsForABoundedTime(t *testing.T) {
 	} {
 		for _, off := range []bool{false, true} {
 			store, key := &memoryStore{}, aclKey{1}
-			saved := &savedAllowances{Key: make([]byte, hashSize), Allowed: []savedAllowance{{key[:], test.at.Unix()}}}
+			saved := &savedAllowances{Consul: []string{"http://" + ownAddress}, Key: make([]byte, hashSize), Allowed: []savedAllowance{{key[:], test.at.Unix()}}}
 			if off {
 				saved.Allowed, saved.ACLsOff = nil, test.at.Unix()
 			}
@@ -337,11 +459,13 @@ func TestWithoutATimeNothingIsSaved(t *testing.T) {
 
 func TestWhatUsherHasNotWrittenIsNotRemembered(t *testing.T) {
 	key := fmt.Sprintf("%q", bytes.Repeat([]byte("A"), 43)) // base64 of too few bytes
-	for _, payload := range []string{"", "null", "[]", "{}", `{"key":"AAAA"}`, `{"key":` + key + `}`, `{"key":1}`,
-		`{"key":"` + strings.Repeat("A", 43) + `=","allowed":[{"hash":"AAAA","at":1}]}`, `{"key":"` + strings.Repeat("A", 43) + `=","allowed":[null]}`} {
+	for _, payload := range []string{
+		"", "null", "[]", "{}", `{"key":"AAAA"}`, `{"key":` + key + `}`, `{"key":1}`,
+		`{"key":"` + strings.Repeat("A", 43) + `=","allowed":[{"hash":"AAAA","at":1}]}`, `{"key":"` + strings.Repeat("A", 43) + `=","allowed":[null]}`,
+	} {
 		store := &memoryStore{content: map[string][]byte{allowancesName: []byte(payload)}}
 		var log strings.Builder
-		a := newAllowances(store, time.Hour, slog.New(slog.NewTextHandler(&log, nil)))
+		a := newAllowances(newTestClient(t, Config{HTTPAddr: ownAddress, Logger: slog.New(slog.NewTextHandler(&log, nil))}), store, time.Hour)
 		if n := a.allow.Len(); n != 0 || a.key == [hashSize]byte{} {
 			t.Errorf("%s: %d callers are remembered, the key is %x", payload, n, a.key)
 		}

@@ -126,7 +126,7 @@ func NewAuthorizer(c *Client, o AuthorizerOptions) *Authorizer {
 		factor = checksFactorTLS
 	}
 	a := &Authorizer{
-		client: c, allowed: newAllowances(o.Store, o.StaleIfError, c.logger),
+		client: c, allowed: newAllowances(c, o.Store, o.StaleIfError),
 		newCallers:   inflight.NewCallerLimit[string](factor*newCallerChecks, factor*newCallerChecksPerAddress),
 		knownCallers: make(inflight.Limit, factor*knownCallerChecks),
 	}

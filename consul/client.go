@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -52,12 +53,14 @@ type Client struct {
 	reads        readLimiter  // for non-blocking queries
 	auth         *url.Userinfo
 	tokens       *ownToken
-	namespace    string // for queries without one, as partition
-	partition    string
-	grpcAt       func(address) (grpcTarget, error) // the gRPC port at an address
-	logger       *slog.Logger
-	metrics      *Metrics
-	report       func(source string, problems []problem.Problem)
+	// confirmedDomain is what trustDomain returns.
+	confirmedDomain atomic.Pointer[string]
+	namespace       string // for queries without one, as partition
+	partition       string
+	grpcAt          func(address) (grpcTarget, error) // the gRPC port at an address
+	logger          *slog.Logger
+	metrics         *Metrics
+	report          func(source string, problems []problem.Problem)
 }
 
 // NewClient checks the settings and reads the files that they name. It does not connect.
@@ -119,6 +122,23 @@ func (c *Client) addresses() []string {
 		all[i] = t.String()
 	}
 	return all
+}
+
+// ownAddress returns an error unless one of the addresses may be in use: what is saved is from another Consul.
+func (c *Client) ownAddress(saved []string) error {
+	own := c.addresses()
+	if slices.ContainsFunc(saved, func(address string) bool { return slices.Contains(own, address) }) {
+		return nil
+	}
+	return fmt.Errorf("it is from consul at %s, and usher now uses %s", strings.Join(saved, ", "), strings.Join(own, ", "))
+}
+
+// trustDomain returns the trust domain of the mesh's roots in Consul's last answer to this process; "" before the first.
+func (c *Client) trustDomain() string {
+	if domain := c.confirmedDomain.Load(); domain != nil {
+		return *domain
+	}
+	return ""
 }
 
 // call is one HTTP request to Consul.

@@ -78,6 +78,8 @@ func messagesOfReports(t *testing.T) (lines []string) {
 		_, err := decodeAllowances([]byte(payload))
 		lines = append(lines, textOf(t, err))
 	}
+	allowed := newAllowances(client, &memoryStore{}, time.Hour)
+	allowed.reportRefused(true, errors.New("read-only file system"))
 	slices.Sort(lines)
 	return slices.Compact(lines)
 }

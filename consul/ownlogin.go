@@ -97,6 +97,13 @@ func (t *ownToken) current(ctx context.Context) (gateway.Secret, error) {
 	return t.last, nil
 }
 
+// isSet reports whether Usher is configured to have a token.
+func (t *ownToken) isSet() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.login != nil || t.file != "" || t.last != ""
+}
+
 // reportUnknown reports that Consul does not know the token.
 func (t *ownToken) reportUnknown(token gateway.Secret) {
 	if t.login != nil {

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"slices"
 	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -109,9 +109,8 @@ func (s *stateStore) read(name string) (*savedGateway, time.Time) {
 	if err == nil && savedName(g.id) != name {
 		err = fmt.Errorf("it is of the gateway %q", g.id.String())
 	}
-	own := s.client.addresses()
-	if err == nil && !slices.ContainsFunc(g.consul, func(address string) bool { return slices.Contains(own, address) }) {
-		err = fmt.Errorf("it is from consul at %s, and usher now uses %s", strings.Join(g.consul, ", "), strings.Join(own, ", "))
+	if err == nil {
+		err = s.client.ownAddress(g.consul)
 	}
 	if err != nil {
 		s.client.logger.Warn("usher does not use a saved state, and waits for consul's answers", "file", name, "error", err)

@@ -159,6 +159,9 @@ func (m *watchManager) setResult(w *watch, r queryResult, news bool) {
 	m.noteRestored(w.query, r)
 	m.recordError(w, r, false)
 	w.result = r
+	if domain := confirmedDomainOf(r); domain != "" {
+		m.client.confirmedDomain.Store(&domain)
+	}
 	if !news {
 		return
 	}

@@ -132,7 +132,7 @@ func (t *typeState) sync() Sync {
 		return NotRequested
 	case t.awaitingACK != nil:
 		return Stale
-	case t.keeps && t.dirty > 0:
+	case t.keepsOld():
 		return Waiting
 	case t.baseline == nil || t.dirty > 0 || t.needsFirstResponse():
 		return Pending
@@ -152,13 +152,13 @@ func (t *typeState) unsettled() map[string]Sync {
 			all[r.Name()] = Stale
 		}
 	}
-	waits := Pending
-	if t.keeps {
-		waits = Waiting
-	}
 	for name, n := range t.overrides {
-		if n.dirty {
-			all[name] = waits
+		switch {
+		case !n.dirty:
+		case t.withholds(name):
+			all[name] = Waiting
+		default:
+			all[name] = Pending
 		}
 	}
 	return all

@@ -15,8 +15,8 @@ import (
 // restoredAt is when the source knew what is restored.
 var restoredAt = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// reconnect connects an Envoy that has resources from an earlier stream, and subscribes as Envoy does then: at once.
-func (r *harness) reconnect(has resources) *fakeenvoy.Envoy {
+// connectAgain connects an Envoy that has resources from an earlier stream.
+func (r *harness) connectAgain(has resources) *fakeenvoy.Envoy {
 	r.t.Helper()
 	o := fakeenvoy.Options{Has: upToDate(r.t, has), VersionInfo: map[string]string{}}
 	for typ, c := range has.collections(r.t) {
@@ -24,7 +24,13 @@ func (r *harness) reconnect(has resources) *fakeenvoy.Envoy {
 			o.VersionInfo[xds.Type(typ).URL()] = c.Version()
 		}
 	}
-	e := r.connectWith(o)
+	return r.connectWith(o)
+}
+
+// reconnect is connectAgain, and subscribes as Envoy does then: at once.
+func (r *harness) reconnect(has resources) *fakeenvoy.Envoy {
+	r.t.Helper()
+	e := r.connectAgain(has)
 	e.Subscribe(cds)
 	e.Subscribe(eds, has.names(cds)...)
 	if names := has.names(lds); len(names) > 0 {
@@ -189,6 +195,75 @@ func TestEnvoyThatIsStartingGetsTheRestOfARestoredSet(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The Envoy has listeners, and the stream has ended before their routes, endpoints and secrets. It must not wait for the source.
+func TestEnvoyThatHasOnlyListenersGetsWhatTheyNeed(t *testing.T) {
+	restored := small().with(secret("key", 1))
+	for what, has := range map[string]resources{
+		"equal": resources{}.with(cluster("web", 1), listener("http", 1, "web")),
+		"newer": resources{}.with(cluster("web", 2), listener("http", 2, "web", "new")),
+	} {
+		t.Run(what, func(t *testing.T) {
+			forBoth(t, func(r *harness) {
+				r.source.publish(restored.set(t).AsRestored(restoredAt))
+				e := r.connectAgain(has)
+				e.Subscribe(cds)
+				e.Subscribe(eds, "web")
+				e.Subscribe(sds, "key")
+				e.Subscribe(lds)
+				e.Subscribe(rds, "web", "new")
+				want := map[string][]string{eds: {"web"}, sds: {"key"}, rds: {"web"}}
+				if got := expectAll(e, eds, sds, rds); !maps.EqualFunc(got, want, slices.Equal) {
+					t.Errorf("the Envoy was sent %v, want %v", got, want)
+				}
+				if what == "newer" {
+					r.wantKept(e, "cluster listener")
+				} else {
+					r.wantKept(e, "")
+				}
+				time.Sleep(time.Hour)
+				e.ExpectNone()
+				if strings.Contains(r.log.String(), "not acknowledged its clusters in time") {
+					t.Errorf("the log:\n%s", r.log)
+				}
+				r.source.publish(has.with(endpoints("web", 1), secret("key", 1), routes("web", 2), routes("new", 1)).set(t))
+				got := map[string][]string{}
+				for len(got[rds]) == 0 {
+					response := e.Next()
+					e.Ack(response)
+					got[response.Type] = append(got[response.Type], response.Names...)
+				}
+				if !slices.Equal(got[rds], []string{"new", "web"}) {
+					t.Errorf("the Envoy was sent %v in the end, want the routes new and web", got)
+				}
+				r.wantKept(e, "")
+			})
+		})
+	}
+}
+
+// In the state of the world, a version says that an Envoy has something of a type, and not what. In both protocols, it does not
+// have what it subscribes to later.
+func TestEnvoyGetsTheNamesThatItLacks(t *testing.T) {
+	has := two().without(endpoints("api", 1), routes("web", 1)).with(endpoints("web", 2), routes("other", 1))
+	forBoth(t, func(r *harness) {
+		r.source.publish(two().with(endpoints("shop", 1), routes("more", 1)).set(t).AsRestored(restoredAt))
+		e := r.connectAgain(has)
+		e.Subscribe(cds)
+		e.Subscribe(lds)
+		e.Subscribe(rds, "other")
+		e.Subscribe(eds, "api", "web")
+		if r.protocol == fakeenvoy.Delta {
+			e.ExpectAck(eds, "api")
+		}
+		e.ExpectNone()
+		e.Subscribe(eds, "shop")
+		e.ExpectAck(eds, "shop")
+		e.Subscribe(rds, "web", "more", "unknown")
+		e.ExpectAck(rds, "more", "web")
+		r.wantKept(e, "endpoint route")
+	})
 }
 
 // The stream stays open, whatever the Envoy has that is not restored.

@@ -27,7 +27,7 @@ func NewSet(collections [NumTypes]*Collection) *Set { return &Set{collections: c
 
 // AsRestored returns the set with a mark: it was made from what the source knew at that time, because the source does not
 // answer now. It may be older than what an Envoy has from another server. So an Envoy that has listeners from an earlier
-// stream keeps everything, until there is a set without the mark. Zero stands for no mark.
+// stream keeps what it has, until there is a set without the mark. Zero stands for no mark.
 func (s *Set) AsRestored(at time.Time) *Set {
 	marked := *s
 	marked.restored = at

@@ -20,7 +20,7 @@ import (
 //   - A cluster's endpoints are sent again after the cluster, and a listener's routes after the listener: Envoy
 //     waits for them again.
 //   - A rejected update is not sent again until it changes.
-//   - An Envoy that serves is not changed by a restored set.
+//   - A restored set changes nothing that an Envoy has that serves. It gets the names that it subscribes to and lacks.
 type streamState struct {
 	set   *Set // nil: not known yet
 	types [NumTypes]typeState
@@ -77,21 +77,23 @@ func (s *streamState) push() (waits bool) {
 	return s.waitsForEnvoy()
 }
 
-// keeps reports whether Envoy keeps what it has of a type. If the set is restored, an Envoy that has listeners keeps
-// everything: it serves; but endpoints that are not restored. One without listeners gets everything. Until it asks for listeners, it keeps the types that it has.
+// keeps reports whether Envoy keeps what it has of a type. If the set is restored, an Envoy that has listeners keeps what it
+// has: it serves. One without listeners gets everything. Until it asks for listeners, it keeps what it has.
+//
+// It gets what it lacks, because it may be starting: a listener waits for its routes and secrets, and a cluster for its
+// endpoints. These may be older than the listener. But it has nothing in their place, and a cluster that no route names does
+// no harm. Endpoints that are not restored change, too.
 func (s *streamState) keeps(t Type) bool {
-	if t == Endpoint && s.set.ownEndpoints {
+	if s.set.restored.IsZero() || t == Endpoint && s.set.ownEndpoints {
 		return false
 	}
-	if listeners := &s.types[Listener]; listeners.started {
-		t = Listener
-	}
-	return !s.set.restored.IsZero() && s.types[t].reconnected
+	listeners := &s.types[Listener]
+	return s.types[t].reconnected && (!listeners.started || listeners.reconnected)
 }
 
 // keepsOld reports whether something differs that Envoy keeps.
 func (s *streamState) keepsOld() bool {
-	return slices.ContainsFunc(s.types[:], func(t typeState) bool { return t.keeps && t.dirty > 0 })
+	return slices.ContainsFunc(s.types[:], func(t typeState) bool { return t.keepsOld() })
 }
 
 // pushUnordered is push after ackTimeout: it sends everything instead of waiting.
@@ -108,13 +110,13 @@ func (s *streamState) respond(typ Type, withRemovals bool) {
 	if !t.canSend() {
 		return
 	}
-	upserts, removals := t.changes()
+	upserts, removals := t.allowedChanges()
 	t.forgetRemoved()
 	upserts = t.deferAggregates(upserts)
 	if !withRemovals {
 		removals = nil
 	}
-	if len(upserts)+len(removals) == 0 && !t.needsFirstResponse() {
+	if len(upserts)+len(removals) == 0 && (t.keeps || !t.needsFirstResponse()) {
 		return
 	}
 	s.responseCount++

@@ -20,7 +20,7 @@ type typeState struct {
 	legacyWildcard bool   // a request without names subscribes to all
 	versionInfo    string // from an earlier stream, in the first request of a state-of-the-world Envoy
 	reconnected    bool   // Envoy has resources from an earlier stream
-	keeps          bool   // Envoy is neither sent nor loses anything for now: the set is restored
+	keeps          bool   // what Envoy has does not change for now: the set is restored
 	// incomplete is true while the set may lack resources that Envoy has, because one of the type or a listener is
 	// held back. With a listener, what it refers to may be missing.
 	mayLack bool
@@ -82,11 +82,21 @@ func (t *typeState) start(r request) {
 	for name, version := range r.initialVersions {
 		t.put(name, nameState{sent: true, version: version})
 	}
+	if t.sotw && t.reconnected && !t.typ.isFullState() {
+		for _, name := range r.subscribe {
+			if name != wildcardName {
+				t.put(name, nameState{sent: true, version: unknownVersion})
+			}
+		}
+	}
 	for name := range t.resendOnSubscribe {
 		t.put(name, nameState{})
 	}
 	t.resendOnSubscribe = nil
 }
+
+// unknownVersion is the version of what a state-of-the-world Envoy may have from an earlier stream. It is no resource's.
+const unknownVersion = "unknown"
 
 // compareNames returns how a state-of-the-world request, which lists all names, changes the subscription. It changes
 // the wildcard itself.
@@ -180,7 +190,8 @@ func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
 
 // canSend reports whether a response may be sent.
 func (t *typeState) canSend() bool {
-	return t.started && t.baseline != nil && t.awaitingACK == nil && !t.backingOff && !t.keeps && !t.wouldRemoveHeldBack()
+	return t.started && t.baseline != nil && t.awaitingACK == nil && !t.backingOff &&
+		(!t.keeps || !t.fullState()) && !t.wouldRemoveHeldBack()
 }
 
 // blocked reports whether a full state would remove something that is held back, or that a held-back listener refers
@@ -194,7 +205,41 @@ func (t *typeState) wouldRemoveHeldBack() bool {
 func (t *typeState) needsFirstResponse() bool { return !t.responded && t.wildcard }
 
 // hasChanges reports whether there may be something to send, and nothing in flight.
-func (t *typeState) hasChanges() bool { return t.canSend() && (t.dirty > 0 || t.needsFirstResponse()) }
+func (t *typeState) hasChanges() bool {
+	if t.keeps && t.canSend() {
+		upserts, _ := t.allowedChanges()
+		return len(upserts) > 0
+	}
+	return t.canSend() && (t.dirty > 0 || t.needsFirstResponse())
+}
+
+// allowedChanges returns the changes without those of what Envoy keeps.
+func (t *typeState) allowedChanges() (upserts []*Resource, removals []string) {
+	upserts, removals = t.changes()
+	if !t.keeps {
+		return upserts, removals
+	}
+	return slices.DeleteFunc(upserts, func(r *Resource) bool { return t.withholds(r.Name()) }), nil
+}
+
+// withholds reports whether Envoy keeps what it has of a name. It has nothing if it subscribes to the name and has no version.
+func (t *typeState) withholds(name string) bool {
+	n := t.get(name)
+	return t.keeps && (!n.named || n.version != "" || t.baseline.Get(name) == nil)
+}
+
+// keepsOld reports whether something differs that Envoy keeps.
+func (t *typeState) keepsOld() bool {
+	if !t.keeps || t.dirty == 0 {
+		return false
+	}
+	for name, n := range t.overrides {
+		if n.dirty && t.withholds(name) {
+			return true
+		}
+	}
+	return false
+}
 
 // changes returns how what Envoy has differs from what it is to have, sorted by name. Where nothing is to be sent, it
 // clears dirty. Removals are for a wildcard. A name that Envoy subscribes to itself is not removed, as in Consul: the
