@@ -48,7 +48,7 @@ var actions = map[Kind]action{
 	},
 	KillEnvoy: {
 		func(w *world, s Step) {
-			w.envoyOf(s).begin()
+			w.envoyOf(s).begin(true)
 			w.envoyOf(s).Kill()
 		},
 		func(w *world, s Step) {
@@ -60,17 +60,19 @@ var actions = map[Kind]action{
 	},
 	StopEnvoy: {
 		func(w *world, s Step) {
-			w.envoyOf(s).begin()
+			w.envoyOf(s).begin(false)
 			w.envoyOf(s).Signal(w.t, syscall.SIGSTOP)
 		},
 		func(w *world, s Step) {
 			w.envoyOf(s).Signal(w.t, syscall.SIGCONT)
-			w.endWhenServing(w.envoyOf(s))
+			if !w.envoyOf(s).endStop() {
+				w.endWhenServing(w.envoyOf(s))
+			}
 		},
 	},
 	KillInstance: {
 		func(w *world, _ Step) {
-			w.second().begin()
+			w.second().begin(true)
 			w.second().Kill()
 		},
 		func(w *world, _ Step) {
@@ -80,12 +82,14 @@ var actions = map[Kind]action{
 	},
 	StopInstance: {
 		func(w *world, _ Step) {
-			w.second().begin()
+			w.second().begin(false)
 			w.second().Signal(w.t, syscall.SIGSTOP)
 		},
 		func(w *world, _ Step) {
 			w.second().Signal(w.t, syscall.SIGCONT)
-			w.second().endWhen(w.t, w.second().listens)
+			if !w.second().endStop() {
+				w.second().endWhen(w.t, w.second().listens)
+			}
 		},
 	},
 	ResetConsulLink: {onConsulLinks((*lab.Link).Reset), restoreConsulLinks},
@@ -403,6 +407,7 @@ func (w *world) run(steps []Step) {
 		if e.Lift {
 			w.note("- end of %v", e.Step)
 			actions[e.Step.Kind].lift(w, e.Step)
+			w.excuseMore(e.Step, begin.Add(e.Step.At))
 			continue
 		}
 		w.note("+ %v", e.Step)

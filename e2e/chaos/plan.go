@@ -99,12 +99,12 @@ type rule struct {
 	targets  int
 	min, max time.Duration // how long it holds; 0 for a change that stays
 	weight   int           // how often it comes beside the others
-	// alone names what nobody else uses from the beginning of the step until its end, and after that for as long as
+	// alone names what no other step uses from the beginning of the step until its end, and after that for as long as
 	// the part takes to be whole again. "#" stands for the target.
 	alone map[string]time.Duration
 	// writes says that its beginning and its end write to Consul, which has to have a leader.
 	writes bool
-	// shares names what others use, too, from the beginning until the end, but nobody alone.
+	// shares names what others use, too, from the beginning until the end, but no step alone.
 	shares string
 }
 

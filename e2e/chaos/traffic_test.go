@@ -44,12 +44,24 @@ func (w *world) allLoads() []*lab.Load {
 	return all
 }
 
-// down is when something was killed or stopped, until it served again; to is zero while it does not.
-type down struct{ from, to time.Time }
+// down is when something was killed or stopped, until it served again.
+type down struct {
+	from   time.Time
+	to     time.Time // zero while it does not serve
+	latest time.Time // what fails after that is not excused, although it does not serve; zero: no bound
+	killed bool      // and perhaps stopped after that
+}
+
+// What it takes to serve again.
+const (
+	wakeTime    = 5 * time.Second  // after a stop; nothing is lost
+	restartTime = 30 * time.Second // after a kill, and after what keeps its configuration away
+)
 
 // has reports whether a request from begin to end was under way in that time.
 func (d down) has(begin, end time.Time) bool {
-	return end.After(d.from) && (d.to.IsZero() || begin.Before(d.to))
+	over := func(t time.Time) bool { return !t.IsZero() && !begin.Before(t) }
+	return end.After(d.from) && !over(d.to) && !over(d.latest)
 }
 
 // downtime is when something did not serve because it was killed or stopped. Requests to it that were under way then are
@@ -67,11 +79,48 @@ type recovery struct {
 }
 
 // begin begins a downtime, unless one has not ended.
-func (d *downtime) begin() {
+func (d *downtime) begin(killed bool) {
 	d.settle()
 	if n := len(d.downs); n == 0 || !d.downs[n-1].to.IsZero() {
 		d.downs = append(d.downs, down{from: time.Now()})
 	}
+	last := d.last()
+	last.killed, last.latest = last.killed || killed, time.Time{}
+}
+
+func (d *downtime) last() *down { return &d.downs[len(d.downs)-1] }
+
+// bound ends the excuse at a time, although it does not serve yet.
+func (d *downtime) bound(latest time.Time) { d.last().latest = latest }
+
+// endStop ends the downtime of a stop. It returns false if a kill before the stop is not over.
+func (d *downtime) endStop() bool {
+	if d.last().killed {
+		return false
+	}
+	d.last().to = time.Now().Add(wakeTime)
+	return true
+}
+
+// excuseMore gives killed Envoys more time at the end of a step that has kept their configuration away.
+func (w *world) excuseMore(s Step, begin time.Time) {
+	for i, e := range w.envoys {
+		if len(e.downs) > 0 && s.delays(i) && begin.Before(e.last().latest) {
+			e.bound(time.Now().Add(restartTime))
+		}
+	}
+}
+
+// delays reports whether an Envoy that starts may get its configuration only after the step.
+func (s Step) delays(envoy int) bool {
+	switch s.Kind {
+	case StopEnvoy, DeleteEnvoy, ResetXDSLink, CutXDSLink, SlowXDSLink:
+		return s.Target == envoy
+	case KillConsul, StopConsul, KillAllConsul, StopAllConsul, ResetConsulLink, CutConsulLink, SlowConsulLink,
+		DeleteUsher, KillUsher, RestartUsher, StopUsher:
+		return true
+	}
+	return false
 }
 
 // endWhen ends the downtime when serves returns nil. It does not wait for that.
@@ -102,13 +151,12 @@ func (d *downtime) settle() {
 	}
 	d.recovery.cancel()
 	<-d.recovery.done
-	if served := d.recovery.served; !served.IsZero() {
-		d.downs[len(d.downs)-1].to = served
-	}
+	d.last().to = d.recovery.served
 	d.recovery = nil
 }
 
 func (w *world) endWhenServing(e *envoy) {
+	e.bound(time.Now().Add(restartTime))
 	e.endWhen(w.t, func() error { return w.serves(e) })
 }
 
@@ -121,16 +169,17 @@ func (x *instance) listens() error {
 	return err
 }
 
-// wantAllServing waits until all that was killed or stopped serves.
+// wantAllServing waits until all that was killed serves.
 func (w *world) wantAllServing() {
-	late := time.After(testprocess.StartDeadline)
+	ctx, cancel := context.WithTimeout(context.Background(), testprocess.StartDeadline)
+	defer cancel()
 	wait := func(name string, d *downtime) {
 		if d.recovery == nil {
 			return
 		}
 		select {
 		case <-d.recovery.done:
-		case <-late:
+		case <-ctx.Done():
 			w.t.Errorf("%s does not serve, %v after the last fault", name, testprocess.StartDeadline)
 		}
 		d.settle()
@@ -151,13 +200,21 @@ type failure struct {
 	traffic string // http, https or tcp
 }
 
-// excused reports whether it was under way while its Envoy, or an instance of its service, was killed or stopped.
+// excused reports whether it was under way while its Envoy, or the instance that it went to, was killed or stopped.
 func (w *world) excused(f failure) bool {
-	downs := f.where.downs
-	if f.traffic != "tcp" {
-		downs = slices.Concat(downs, w.second().downs)
-	}
-	return slices.ContainsFunc(downs, func(d down) bool { return d.has(f.at, f.at.Add(f.Took)) })
+	during := func(d down) bool { return d.has(f.at, f.at.Add(f.Took)) }
+	return slices.ContainsFunc(f.where.downs, during) || slices.ContainsFunc(w.second().downs, during) && w.wentToSecond(f)
+}
+
+// wentToSecond reports whether a request went to the second instance of web, by the access log. A killed Envoy has not written
+// the latest lines.
+func (w *world) wentToSecond(f failure) bool {
+	const unwritten = 15 * time.Second // Envoy writes them every 10
+	line := f.logged()
+	return strings.Contains(line, fmt.Sprintf(`"upstream_host":%q`, w.second().host.Addr(sidecarPort))) ||
+		line == notLogged && slices.ContainsFunc(f.where.downs, func(d down) bool {
+			return d.killed && d.from.After(f.at) && d.from.Before(f.at.Add(unwritten))
+		})
 }
 
 // reportTraffic stops the load. It prints every failure that is not excused, with what happened before it.
@@ -181,7 +238,7 @@ func (w *world) reportTraffic() {
 		}
 		e.settle()
 		for _, d := range e.downs {
-			w.t.Logf("%s did not serve for %v from %.1fs on", e.id, d.to.Sub(d.from).Round(100*time.Millisecond), d.from.Sub(w.started).Seconds())
+			w.t.Logf("%s is excused for %v from %.1fs on", e.id, d.to.Sub(d.from).Round(100*time.Millisecond), d.from.Sub(w.started).Seconds())
 		}
 	}
 	w.second().settle()
@@ -195,7 +252,7 @@ func (w *world) reportTraffic() {
 		lost[f.where.id]++
 		w.t.Errorf("%8.1fs to %8.1fs %s %s to %s, %s: %s\n    before: %s\n    log: %s",
 			f.at.Sub(w.started).Seconds(), f.at.Add(f.Took).Sub(w.started).Seconds(), f.traffic, f.connection(), f.where.id, f.Path, f.Cause,
-			strings.Join(w.before(f.at.Add(f.Took)), "; "), f.where.logged(f.Path))
+			strings.Join(w.before(f.at.Add(f.Took)), "; "), f.logged())
 	}
 	w.t.Logf("%d requests; %d failed while what they went to was killed or stopped, and %d did otherwise %v",
 		total, excused, len(failures)-excused, lost)
@@ -219,21 +276,24 @@ func (w *world) before(at time.Time) []string {
 	return texts
 }
 
-// logged is what the Envoy's access log says of a request.
-func (e *envoy) logged(path string) string {
-	for _, output := range e.outputs {
+const notLogged = "nothing"
+
+// logged is what the Envoy's access log says of a request. Loads of two ports may have the same paths.
+func (f failure) logged() string {
+	port := map[string]int{"http": httpPort, "https": httpsPort, "tcp": lab.TCPPort}[f.traffic]
+	for _, output := range f.where.outputs {
 		file, err := os.Open(output)
 		if err != nil {
 			return err.Error()
 		}
 		defer file.Close()
 		for lines := bufio.NewScanner(file); lines.Scan(); {
-			if strings.Contains(lines.Text(), fmt.Sprintf("%q", path)) {
+			if strings.Contains(lines.Text(), fmt.Sprintf("%q", f.Path)) && strings.Contains(lines.Text(), fmt.Sprintf(`:%d"`, port)) {
 				return lines.Text()
 			}
 		}
 	}
-	return "nothing"
+	return notLogged
 }
 
 // keepLogs copies all outputs to the directory CHAOS_LOGS, if there is one and the test has failed.

@@ -270,7 +270,7 @@ func (w *world) register(x *instance, port int) {
 	}
 }
 
-// deregister removes the sidecar of an instance from the catalog, so that nobody is sent there. The instance goes on.
+// deregister removes the sidecar of an instance from the catalog, so that no Envoy sends requests there. The instance goes on.
 func (w *world) deregister(x *instance) {
 	w.write("deregister "+x.id, func(c *api.Client, o *api.WriteOptions) error {
 		_, err := c.Catalog().Deregister(&api.CatalogDeregistration{Node: x.host.Name, ServiceID: x.id + "-sidecar-proxy"}, o)
@@ -355,7 +355,7 @@ func (w *world) startDisk() string {
 	return filepath.Join("/proc", fmt.Sprint(holder.Pid()), "root", dir)
 }
 
-// startEnvoys starts the gateways' Envoys, of two releases, each behind an HAProxy of its own: so a
+// startEnvoys starts the gateways' Envoys, of two releases, each behind another HAProxy: so a
 // client knows which Envoy has failed it.
 func (w *world) startEnvoys() {
 	for i, gateway := range []string{"edge", "edge", "inner", "inner"} {

@@ -92,7 +92,7 @@ func StartLoadAt(t *testing.T, target Request, rate int) *Load {
 	return l
 }
 
-// StartTCPLoad makes exchanges over TCP, each on a connection of its own, until Stop or
+// StartTCPLoad makes exchanges over TCP, each on a new connection, until Stop or
 // the end of the test. An exchange fails if check does.
 func StartTCPLoad(t *testing.T, target TCPExchange, rate int, check func(data, client string) error) *Load {
 	t.Helper()
