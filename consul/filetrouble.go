@@ -20,7 +20,7 @@ func (f *fileTrouble) note(err error) {
 	now := time.Now()
 	switch {
 	case err == nil && f.logged != "":
-		f.logger.Info(f.what+" can be used again", "files", f.paths)
+		f.logger.Info("files can be used again", "what", f.what, "files", f.paths)
 		f.since, f.logged = time.Time{}, ""
 	case err == nil:
 		f.since = time.Time{}
@@ -28,6 +28,6 @@ func (f *fileTrouble) note(err error) {
 		f.since = now
 	case now.Sub(f.since) >= checkInterval && err.Error() != f.logged:
 		f.logged = err.Error()
-		f.logger.Warn(f.what+" cannot be used, and the last good content stays in use; correct it", "files", f.paths, "error", err)
+		f.logger.Warn("files cannot be used, and the last good content stays in use; correct them", "what", f.what, "files", f.paths, "error", err)
 	}
 }

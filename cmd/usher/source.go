@@ -94,7 +94,7 @@ func (o serveOptions) newConsulSource(
 		state.OnReplaced(authorizer.consul.SaveAgain)
 	}
 	if o.tokenReview {
-		kubernetes, err := kubeapi.ConnectUnlimited(o.kubeconfig)
+		kubernetes, err := kubeapi.Connect(o.kubeconfig)
 		if errors.Is(err, kubeapi.ErrNotInCluster) {
 			return nil, nil, nil, errors.New("--token-review: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag")
 		}

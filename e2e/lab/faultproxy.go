@@ -186,13 +186,15 @@ func (x *exchange) half(end func(*exchange)) {
 }
 
 // trickle sends Consul's answer byte by byte, so slowly that no client
-// waits for it.
+// waits for it. After the fault, the rest comes at once.
 func (x *exchange) trickle() {
 	a, ok := x.consulAnswer()
 	if !ok {
 		return
 	}
-	x.drip(a, bytes.NewReader(a.body), 1)
+	rest := bytes.NewReader(a.body)
+	x.drip(a, rest, 1)
+	_, _ = io.Copy(x.w, rest) // the client may be gone
 }
 
 // endlessBody is the size from which an endless body goes on slowly, byte by byte.
@@ -207,10 +209,11 @@ func (x *exchange) endless() {
 	begin := bytes.TrimRight(a.body, "]}\n ")
 	blanks := io.LimitReader(blank{}, endlessBody)
 	x.drip(a, io.MultiReader(bytes.NewReader(begin), blanks), len(begin)+endlessBody)
+	x.reset()
 }
 
 // drip sends the first bytes of a body at once and the others slowly, while the
-// fault is there; the answer never ends.
+// fault is there.
 func (x *exchange) drip(a consulAnswer, body io.Reader, atOnce int) {
 	maps.Copy(x.w.Header(), a.header)
 	x.w.Header().Del("Content-Length")
@@ -225,13 +228,11 @@ func (x *exchange) drip(a consulAnswer, body io.Reader, atOnce int) {
 		}
 		select {
 		case <-x.over.Done():
-			x.reset()
 			return
 		case <-tick.C:
 			_, err = io.CopyN(x.w, body, 1)
 		}
 	}
-	x.reset()
 }
 
 // blank reads as blanks.

@@ -1,7 +1,7 @@
 // Package filewatch reads files again when their content changes. The files may be written in place, replaced by a
 // rename, reached by symbolic links that are swapped, as in a Kubernetes volume, and missing for a while.
 //
-// It compares sizes and times ten times a second, contents every second, and uses no events of the file system. So it
+// It compares sizes and times four times a second, contents every second, and uses no events of the file system. So it
 // sees every change, also on file systems without events, such as NFS, and also when a directory above the files is
 // replaced.
 package filewatch

@@ -71,8 +71,7 @@ var dialer = net.Dialer{Timeout: 5 * time.Second, KeepAlive: 10 * time.Second}
 // of the pod's service account. The zero value is invalid; use Connect. It implements rest.Interface.
 type Client struct {
 	kubeconfig string
-	qps        float32
-	burst      int
+	account    string // the directory of the pod's service account
 
 	current atomic.Pointer[rest.RESTClient]
 	// What current was made of. Run's goroutine owns them.
@@ -83,22 +82,13 @@ type Client struct {
 // Connect returns a client of the API server in the file kubeconfig, or, without a file, of the cluster that Usher
 // runs in. It sends no request yet. The error is ErrNotInCluster if there is neither.
 func Connect(kubeconfig string) (*Client, error) {
-	// Usher sends a few requests for each Service when its watch starts; for the rest the API server has its own
-	// limits.
-	return connect(kubeconfig, 50, 100)
-}
-
-// ConnectUnlimited is Connect for a client whose user limits its requests.
-func ConnectUnlimited(kubeconfig string) (*Client, error) { return connect(kubeconfig, -1, 0) }
-
-func connect(kubeconfig string, qps float32, burst int) (*Client, error) {
-	c := &Client{kubeconfig: kubeconfig, qps: qps, burst: burst}
+	c := &Client{kubeconfig: kubeconfig, account: "/var/run/secrets/kubernetes.io/serviceaccount"}
 	return c, c.read()
 }
 
 // read reads the files. If that fails, the client stays as it was.
 func (c *Client) read() error {
-	config, err := restConfig(c.kubeconfig)
+	config, err := c.restConfig()
 	if err != nil {
 		return err
 	}
@@ -122,7 +112,7 @@ func (c *Client) read() error {
 func (c *Client) clientOf(config rest.Config) (*rest.RESTClient, error) {
 	scheme := runtime.NewScheme()
 	utilruntime.Must(corev1.AddToScheme(scheme)) // it registers constants
-	config.QPS, config.Burst = c.qps, c.burst
+	config.QPS = -1                              // the API server has its own limits; time in a queue here would look like an answer that is late
 	config.APIPath = "/api"
 	config.GroupVersion = &corev1.SchemeGroupVersion
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
@@ -131,29 +121,52 @@ func (c *Client) clientOf(config rest.Config) (*rest.RESTClient, error) {
 	return rest.RESTClientFor(&config)
 }
 
-func restConfig(kubeconfig string) (*rest.Config, error) {
-	if kubeconfig == "" {
-		return rest.InClusterConfig()
+// restConfig returns the configuration of the cluster. loadFiles reads and checks the files that it names.
+func (c *Client) restConfig() (*rest.Config, error) {
+	if c.kubeconfig != "" {
+		return kubeconfigIn(c.kubeconfig)
 	}
-	if _, err := filewatch.ReadFile(kubeconfig); err != nil { // nothing but a file of a reasonable size
-		return nil, &fileError{kubeconfig, err}
+	host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")
+	if host == "" || port == "" {
+		return nil, ErrNotInCluster
 	}
-	if raw, err := clientcmd.LoadFromFile(kubeconfig); err == nil { // client-go says of a missing file not always which
-		for _, path := range namedFiles(raw, kubeconfig) {
-			if _, err := filewatch.ReadFile(path); err != nil {
-				return nil, &fileError{path, err}
-			}
+	// rest.InClusterConfig goes on without the certificate authority if it cannot read it.
+	return &rest.Config{
+		Host: "https://" + net.JoinHostPort(host, port), BearerTokenFile: filepath.Join(c.account, "token"),
+		TLSClientConfig: rest.TLSClientConfig{CAFile: filepath.Join(c.account, "ca.crt")},
+	}, nil
+}
+
+// kubeconfigIn returns the configuration in a file. clientcmd.BuildConfigFromFlags would take the cluster that Usher runs in
+// if the file says nothing.
+func kubeconfigIn(path string) (*rest.Config, error) {
+	if _, err := filewatch.ReadFile(path); err != nil { // nothing but a file of a reasonable size
+		return nil, &fileError{path, err}
+	}
+	raw, err := clientcmd.LoadFromFile(path)
+	if err == nil {
+		err = clientcmd.ResolveLocalPaths(raw)
+	}
+	if err != nil {
+		return nil, &fileError{path, err}
+	}
+	for _, named := range namedFiles(raw) { // client-go says of a missing file not always which
+		if _, err := filewatch.ReadFile(named); err != nil {
+			return nil, &fileError{named, err}
 		}
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		return nil, &fileError{kubeconfig, err}
+	config, err := clientcmd.NewDefaultClientConfig(*raw, &clientcmd.ConfigOverrides{}).ClientConfig()
+	switch {
+	case clientcmd.IsEmptyConfig(err):
+		return nil, &fileError{path, errNoCluster}
+	case err != nil:
+		return nil, &fileError{path, err}
 	}
 	return config, nil
 }
 
 // namedFiles returns the paths of the files that the current context of a kubeconfig names.
-func namedFiles(raw *clientcmdapi.Config, kubeconfig string) []string {
+func namedFiles(raw *clientcmdapi.Config) []string {
 	var paths []string
 	if c := raw.Contexts[raw.CurrentContext]; c != nil {
 		if cluster := raw.Clusters[c.Cluster]; cluster != nil && len(cluster.CertificateAuthorityData) == 0 {
@@ -163,13 +176,7 @@ func namedFiles(raw *clientcmdapi.Config, kubeconfig string) []string {
 			paths = append(paths, user.TokenFile, user.ClientCertificate, user.ClientKey)
 		}
 	}
-	paths = slices.DeleteFunc(paths, func(path string) bool { return path == "" })
-	for i, path := range paths {
-		if !filepath.IsAbs(path) {
-			paths[i] = filepath.Join(filepath.Dir(kubeconfig), path)
-		}
-	}
-	return paths
+	return slices.DeleteFunc(paths, func(path string) bool { return path == "" })
 }
 
 // loadFiles puts the content of the files that a configuration names into it, and returns their paths. client-go would read
@@ -219,6 +226,7 @@ type fileError struct {
 
 var (
 	errEmpty         = errors.New("it is empty")
+	errNoCluster     = errors.New("it names no cluster")
 	errNoCertificate = errors.New("it has no certificate in PEM")
 )
 

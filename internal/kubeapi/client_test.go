@@ -9,15 +9,17 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
 	"github.com/usherproxy/usher/internal/filewatch"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/retry"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
 // followed is a client that follows its files, in front of two API servers with different certificate authorities. Each
@@ -136,6 +138,59 @@ func TestClientFollowsItsFiles(t *testing.T) {
 	}
 	if got := f.ask(t); got != "second two" {
 		t.Errorf("at the end, the server says %q", got)
+	}
+}
+
+// The files of a service account are checked, and followed while they are bad.
+func TestClientInAClusterChecksTheServiceAccount(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+	t.Setenv("KUBERNETES_SERVICE_PORT", "1")
+	f := newFollowed(t)
+	f.write(t, "ca.crt", f.ca("first"))
+	c := &Client{account: f.dir}
+	if err := c.read(); err != nil {
+		t.Fatal(err)
+	}
+	good := c.current.Load()
+	ca := filepath.Join(f.dir, "ca.crt")
+	for content, want := range map[string]string{"": "it is empty", f.ca("first")[:200]: "it has no certificate in PEM", "missing": "no such file or directory"} {
+		f.write(t, "ca.crt", content)
+		if content == "missing" {
+			if err := os.Remove(ca); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.read(); err == nil || err.Error() != "kubernetes: "+ca+": "+want {
+			t.Errorf("with the certificate authority %q, the error is %v", content, err)
+		}
+		if want := []string{filepath.Join(f.dir, "token"), ca}; c.current.Load() != good || !slices.Equal(c.files, want) {
+			t.Errorf("with the certificate authority %q, the client is another one, or follows %q", content, c.files)
+		}
+	}
+}
+
+// In Kubernetes, too: an emptied kubeconfig is no reason to go to another cluster.
+func TestAKubeconfigWithoutAClusterIsAnError(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+	t.Setenv("KUBERNETES_SERVICE_PORT", "1")
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	for _, text := range []string{"", "\n", "{}", "apiVersion: v1\nkind: Config\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Connect(path)
+		if want := "kubernetes: " + path + ": it names no cluster"; err == nil || err.Error() != want {
+			t.Errorf("of %q, the error is %v, want %s", text, err, want)
+		}
+	}
+}
+
+// A request that waits in a queue of Usher's would look like one that the API server does not answer.
+func TestClientHasNoLimit(t *testing.T) {
+	t.Parallel()
+	f := newFollowed(t)
+	if f.client.GetRateLimiter() != nil {
+		t.Error("the client limits its requests")
 	}
 }
 

@@ -32,7 +32,7 @@ import (
 func TestMessages(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	var lines []string
-	for _, file := range []string{"", "testdata/no-such-file", "testdata/empty-token.kubeconfig", "testdata/garbage.kubeconfig", apiserver.KubeconfigFor(t, "://")} {
+	for _, file := range []string{"", "testdata/no-such-file", "testdata/empty-token.kubeconfig", "testdata/garbage.kubeconfig", "testdata/empty.kubeconfig", apiserver.KubeconfigFor(t, "://")} {
 		_, err := Connect(file)
 		here, _ := filepath.Abs(".")
 		lines = append(lines, strings.ReplaceAll(err.Error(), here+"/", ""))

@@ -112,6 +112,11 @@ func (m *memory) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			select {
+			case payload := <-m.next.C(): // the last one counts for the next start
+				m.write(ctx, payload)
+			default:
+			}
 			return
 		case last = <-m.next.C():
 		case <-again.C():

@@ -1,6 +1,7 @@
 package loadbalancer
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net/http"
@@ -240,6 +241,21 @@ func TestMemoryThatCannotBeUsedIsNone(t *testing.T) {
 		o := newTestReconciler(t).Options
 		if got := newMemory(m, gateway.ID{Name: "edge"}, edge, o.Logger).restore(start); !reflect.DeepEqual(got, serviceState{}) {
 			t.Errorf("%q is restored as %+v", payload, got)
+		}
+	}
+}
+
+func TestMemoryWritesWhatWaitsAtTheEnd(t *testing.T) {
+	t.Parallel()
+	for range 20 { // select takes any of the cases that are ready
+		m := newFakeMemory()
+		memory := newMemory(m, gateway.ID{Name: "edge"}, edge, newTestReconciler(t).Logger)
+		memory.next.Put([]byte("last"))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		memory.run(ctx)
+		if string(m.payload) != "last" {
+			t.Fatalf("written is %q", m.payload)
 		}
 	}
 }

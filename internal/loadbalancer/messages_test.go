@@ -80,6 +80,7 @@ func messagesOfEvents(t *testing.T) []string {
 		{err: &guard.Error{Part: "kubernetes", Value: "oops", At: "file.go:1"}},
 		{err: errNoList},
 		{service: balanced(nil), late: forbidden},
+		{service: balanced(nil), late: errShortWatches},
 	} {
 		r := newTestReconciler(t)
 		r.observeAt(1, e)

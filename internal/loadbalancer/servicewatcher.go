@@ -57,23 +57,42 @@ const (
 	calmWatch = 5 * time.Second
 )
 
+// outcome is how a round ends.
+type outcome int
+
+const (
+	ended     outcome = iota // the watch began, and is over
+	unwatched                // the Service was read, and the watch did not begin
+	unread
+)
+
 // run watches until ctx ends. A panic is a failed attempt.
 func (w *serviceWatcher) run(ctx context.Context) {
 	ctx = klog.NewContext(ctx, logr.Discard()) // errors become problems
-	for failures := 0; ctx.Err() == nil; {
-		var round watchRound
+	var last outcome
+	var late error
+	for failures, same := 0, 0; ctx.Err() == nil; {
+		round := watchRound{late: late, outcome: unread}
 		err := guard.Run(w.log, "kubernetes", func() error { return round.run(ctx, w) })
 		if ctx.Err() != nil {
 			return
 		}
-		failures++
+		failures, same, late = failures+1, same+1, round.late
+		if round.outcome != last || round.calm {
+			same = 1
+		}
+		last = round.outcome
 		switch {
-		case err == nil && time.Since(round.watching) >= calmWatch:
-			failures = 1
-		case err != nil && !round.wasRead:
+		case last == unread:
+			late = nil
 			w.put(serviceEvent{err: err})
-		case err != nil && failures > 1: // the first one may be the end of the API server, which the next read shows
-			w.put(serviceEvent{service: round.service, late: err})
+		case last == ended && err == nil:
+			failures = same
+			err = errShortWatches
+		}
+		if last != unread && same > 1 { // the first one may be the end of the API server, which the next read shows
+			late = err
+			w.put(serviceEvent{service: round.service, late: late})
 		}
 		select {
 		case <-ctx.Done():
@@ -82,11 +101,15 @@ func (w *serviceWatcher) run(ctx context.Context) {
 	}
 }
 
+// errShortWatches is why changes are late when watches begin and do not last.
+var errShortWatches = errors.New("it ends each watch at once")
+
 // watchRound is one read of the Service and the watch that follows it.
 type watchRound struct {
-	service  *corev1.Service
-	wasRead  bool      // service is what the API server has
-	watching time.Time // when the watch began; zero: it did not
+	service *corev1.Service // what the API server has, unless the outcome is unread
+	outcome outcome
+	late    error // of the rounds before, until a watch lasts
+	calm    bool  // the watch has lasted
 }
 
 // run returns nil when the watch ends, and the error of a request that fails.
@@ -95,38 +118,44 @@ func (r *watchRound) run(ctx context.Context, w *serviceWatcher) error {
 	if err != nil {
 		return err
 	}
-	r.wasRead = true
+	r.outcome = unwatched
+	r.put(w)
 	lasts := shortestWatch + rand.N(longestWatch-shortestWatch)
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	timer := time.AfterFunc(requestTimeout, func() { end(kubeapi.ErrNoAnswer) })
 	defer timer.Stop()
-	events, err := w.request(metav1.ListOptions{
-		Watch: true, ResourceVersion: version, AllowWatchBookmarks: true, TimeoutSeconds: new(int64(lasts.Seconds())),
-	}).Watch(ctx)
+	events, err := w.request(metav1.ListOptions{Watch: true, ResourceVersion: version, TimeoutSeconds: new(int64(lasts.Seconds()))}).Watch(ctx)
 	if err != nil {
 		return kubeapi.CauseOf(ctx, err)
 	}
 	timer.Reset(lasts + requestTimeout) // should the server not end it
 	defer events.Stop()
-	r.watching = time.Now()
-	w.put(serviceEvent{service: r.service})
-	for e := range events.ResultChan() {
-		s, ok := e.Object.(*corev1.Service)
-		switch {
-		case e.Type == watch.Error:
-			return nil // such as 410 Gone; the next read shows what it means
-		case !ok || s.Name != w.id.Name: // an API server that does not know the selector sends all Services
-		case e.Type == watch.Added, e.Type == watch.Modified:
+	r.outcome = ended
+	calm := time.NewTimer(calmWatch)
+	defer calm.Stop()
+	for {
+		select {
+		case <-calm.C:
+			r.calm, r.late = true, nil
+		case e, more := <-events.ResultChan():
+			if !more || e.Type == watch.Error { // such as 410 Gone; the next read shows what it means
+				return nil
+			}
+			s, ok := e.Object.(*corev1.Service)
+			if !ok || s.Name != w.id.Name { // an API server that does not know the selector sends all Services
+				continue
+			}
 			r.service = s
-			w.put(serviceEvent{service: s})
-		case e.Type == watch.Deleted:
-			r.service = nil
-			w.put(serviceEvent{})
+			if e.Type == watch.Deleted {
+				r.service = nil
+			}
 		}
+		r.put(w)
 	}
-	return nil
 }
+
+func (r *watchRound) put(w *serviceWatcher) { w.put(serviceEvent{service: r.service, late: r.late}) }
 
 // read reads the Service, and returns the version to watch from. While the answer is late, that is an event.
 func (r *watchRound) read(ctx context.Context, w *serviceWatcher) (version string, err error) {

@@ -80,6 +80,37 @@ func TestAServiceThatCanBeReadAndNotWatchedIsFollowed(t *testing.T) {
 	await(t, published, settings.Off, "")
 }
 
+// A Service is followed by reads while its watch has no answer, and while each watch ends at once.
+func TestAServiceIsFollowedWhileWatchesDoNotLast(t *testing.T) {
+	t.Parallel()
+	t.Run("no answer", func(t *testing.T) {
+		t.Parallel()
+		a := newAPIServer(t)
+		a.set(service("true", 0))
+		published := make(chan struct{})
+		a.fault = func(_ http.ResponseWriter, isWatch bool) bool {
+			if isWatch {
+				<-published
+			}
+			return isWatch
+		}
+		defer close(published)
+		await(t, a.watchEdge(t, ""), settings.Strict, "")
+	})
+	t.Run("the end at once", func(t *testing.T) {
+		t.Parallel()
+		a := newAPIServer(t)
+		a.set(service("true", 0))
+		a.fault = func(_ http.ResponseWriter, isWatch bool) bool { return isWatch }
+		published := a.watchEdge(t, "")
+		await(t, published, settings.Strict, "it ends each watch at once")
+		a.set(service("false", 1))
+		await(t, published, settings.Off, "it ends each watch at once")
+		a.change(func() { a.fault = nil })
+		await(t, published, settings.Off, "")
+	})
+}
+
 // Every way in which a watch ends is followed by a read.
 func TestAWatchThatEndsIsNoProblem(t *testing.T) {
 	t.Parallel()

@@ -205,10 +205,16 @@ func (d *Dir) Write(name string, payload []byte) error {
 		return fmt.Errorf("state file %s: it would have %d bytes, more than the limit of %d", d.file(name+suffix), len(payload), maxSize/2)
 	}
 	text, err := encode(name, time.Now(), payload, d.key)
-	if err != nil {
-		return err
+	if err == nil {
+		err = d.replace(name, text)
 	}
-	return d.replace(name, text)
+	if path, ok := errors.AsType[*fs.PathError](err); ok { // the temporary file would be another message each time
+		return &fs.PathError{Op: path.Op, Path: d.file(name + suffix), Err: path.Err}
+	}
+	if link, ok := errors.AsType[*os.LinkError](err); ok {
+		return &fs.PathError{Op: link.Op, Path: link.New, Err: link.Err}
+	}
+	return err
 }
 
 // replace replaces a file by one with another content.

@@ -3,6 +3,7 @@ package statedir
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -309,8 +310,8 @@ func TestAFailedWriteKeepsTheLastFile(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(d.file("other"+suffix), "full"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Write("other", []byte("next")); err == nil {
-		t.Error("Write returned no error")
+	if err := d.Write("other", []byte("next")); err == nil || strings.Contains(err.Error(), tempPrefix) || !strings.Contains(err.Error(), d.file("other"+suffix)) {
+		t.Errorf("Write returned %v, want an error with the file's name", err)
 	}
 	if err := d.Write("../edge", []byte("next")); err == nil {
 		t.Error("a name with a slash is taken")
@@ -320,6 +321,24 @@ func TestAFailedWriteKeepsTheLastFile(t *testing.T) {
 	}
 	if list, err := filepath.Glob(d.file(tempPrefix + "*")); err != nil || len(list) > 0 {
 		t.Errorf("temporary files stay: %q, %v", list, err)
+	}
+}
+
+func TestAWriteThatFailsAgainHasTheSameWords(t *testing.T) {
+	d := open1(t, t.TempDir(), nil)
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 0, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	first, second := d.Write("edge", []byte("payload")), d.Write("edge", []byte("payload"))
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if want := "open " + d.file("edge"+suffix) + ": too many open files"; fmt.Sprint(first) != want || fmt.Sprint(second) != want {
+		t.Errorf("the errors are %v and %v, want %s", first, second, want)
 	}
 }
 
