@@ -480,7 +480,7 @@ func TestRemembersAny(t *testing.T) {
 	for name, maxAge := range map[string]time.Duration{"an hour": time.Hour, "0s": 0} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := &Authorizer{allowed: newAllowances(&memoryStore{}, maxAge, slog.New(slog.DiscardHandler))}
+				a := &Authorizer{allowed: newAllowances(newTestClient(t, Config{HTTPAddr: ownAddress}), &memoryStore{}, maxAge)}
 				want := func(when string, want bool) {
 					t.Helper()
 					if got := a.RemembersAny(); got != want {

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"strings"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
