@@ -83,7 +83,7 @@ func TestOnAnAPIServer(t *testing.T) {
 	t.Run("Ushers with a record agree on grace periods", func(t *testing.T) { c.agreeByRecord(t) })
 	t.Run("an Usher that starts knows what the connections to another one have shown", func(t *testing.T) { c.shareFindings(t) })
 	t.Run("a connection dies in silence", func(t *testing.T) { c.deadConnection(t) })
-	t.Run("etcd is restored", func(t *testing.T) { c.restoreEtcd(t) })
+	t.Run("etcd is restored", func(sub *testing.T) { c.restoreEtcd(sub, t) })
 	t.Run("the API server is down, or refuses, or the Service is deleted", func(t *testing.T) { c.outages(t) })
 }
 
@@ -264,7 +264,10 @@ type relay struct {
 }
 
 // relayed is one connection.
-type relayed struct{ silent atomic.Bool }
+type relayed struct {
+	client net.Conn
+	silent atomic.Bool
+}
 
 func newRelay(t *testing.T, to string) *relay {
 	t.Helper()
@@ -276,6 +279,11 @@ func newRelay(t *testing.T, to string) *relay {
 	var running sync.WaitGroup
 	t.Cleanup(func() {
 		l.Close()
+		r.mu.Lock()
+		for _, c := range r.conns {
+			c.client.Close() // the client would keep an idle one for 90 seconds
+		}
+		r.mu.Unlock()
 		running.Wait()
 	})
 	running.Go(func() {
@@ -289,7 +297,7 @@ func newRelay(t *testing.T, to string) *relay {
 				client.Close()
 				continue
 			}
-			conn := &relayed{}
+			conn := &relayed{client: client}
 			r.mu.Lock()
 			r.conns = append(r.conns, conn)
 			r.mu.Unlock()
@@ -330,8 +338,9 @@ func (r *relay) silence() {
 	}
 }
 
-// restoreEtcd restores a backup from before the last changes, of which a watch would hear nothing.
-func (c *cluster) restoreEtcd(t *testing.T) {
+// restoreEtcd restores a backup from before the last changes, of which a watch would hear nothing. The API server then runs
+// until the owner ends.
+func (c *cluster) restoreEtcd(t, owner *testing.T) {
 	c.Annotate(t, awsAll, new("*"))
 	published, stop := c.watch(t, 0)
 	defer stop()
@@ -342,7 +351,7 @@ func (c *cluster) restoreEtcd(t *testing.T) {
 	}
 	c.Annotate(t, awsAll, nil)
 	await(t, published, settings.Off, "")
-	c.Restore(t)
+	c.Restore(owner)
 	await(t, published, settings.Strict, "")
 	c.Annotate(t, awsAll, nil)
 	await(t, published, settings.Off, "")
