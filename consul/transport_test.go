@@ -163,7 +163,7 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 		if err := spoil(); err != nil {
 			t.Fatal(err)
 		}
-		until(t, func() bool { return logged("WARN the TLS files for consul cannot be used") })
+		until(t, func() bool { return logged("WARN files cannot be used") })
 		if err := os.RemoveAll(files.ca); err != nil {
 			t.Fatal(err)
 		}
