@@ -217,22 +217,28 @@ func noAnswer(timeout time.Duration) error {
 // answers, unless the caller no longer wants one.
 func (c *Client) send(ctx context.Context, client *http.Client, q query, index uint64, wait time.Duration) (response, error) {
 	to := c.targets.current()
-	r, err := c.sendTo(ctx, to, client, q, index, wait)
+	r, err := c.sendBy(ctx, route{to, client}, q, index, wait)
 	if outcomeOf(err) == outcomeUnreachable && !errors.Is(ctx.Err(), context.Canceled) && to == c.targets.current() {
 		notify(c.targets.suspect)
 	}
 	return r, err
 }
 
-// sendTo is send to one of the agents.
-func (c *Client) sendTo(ctx context.Context, to *target, client *http.Client, q query, index uint64, wait time.Duration) (response, error) {
+// route is how a query gets to Consul.
+type route struct {
+	to     *target
+	client *http.Client
+}
+
+// sendBy is send by a route.
+func (c *Client) sendBy(ctx context.Context, by route, q query, index uint64, wait time.Duration) (response, error) {
 	begin := time.Now()
 	token, err := c.tokenFor(ctx, q.queryType)
 	if err != nil {
 		return response{}, &callError{outcome: outcomeDenied, err: err}
 	}
 	header, body, err := c.do(ctx, call{
-		to: to, client: client, method: http.MethodGet, path: q.queryType.path, name: q.name,
+		to: by.to, client: by.client, method: http.MethodGet, path: q.queryType.path, name: q.name,
 		params: c.params(q, index, wait), token: token,
 	})
 	if err != nil {
@@ -248,7 +254,7 @@ func (c *Client) sendTo(ctx context.Context, to *target, client *http.Client, q 
 	return response{
 		body:     body,
 		index:    n,
-		from:     to,
+		from:     by.to,
 		streamed: streamed,
 		filtered: header.Get("X-Consul-Results-Filtered-By-Acls") == "true",
 		date:     dateOf(header),

@@ -128,7 +128,7 @@ func (c *Client) tryAll(ctx context.Context, list []*target) []error {
 func (c *Client) try(ctx context.Context, t *target) (response, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, watchdogTimeout, noAnswer(watchdogTimeout))
 	defer cancel()
-	return c.sendTo(ctx, t, c.watchdogHTTP, heartbeat, 0, 0)
+	return c.sendBy(ctx, route{t, c.watchdogHTTP}, heartbeat, 0, 0)
 }
 
 // FindAnswering makes the client use the first of its addresses that answers. Without an answer, it leaves the first. It is

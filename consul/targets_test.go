@@ -161,8 +161,12 @@ func TestAddressesAreTriedInTurn(t *testing.T) {
 			down []string
 			want string
 		}{
-			{nil, "http://a:1"}, {[]string{"a:1"}, "http://b:1"}, {nil, "http://b:1"}, {[]string{"b:1"}, "http://c:1"},
-			{[]string{"c:1"}, "http://a:1"}, {[]string{"a:1", "b:1"}, "http://c:1"},
+			{nil, "http://a:1"},
+			{[]string{"a:1"}, "http://b:1"},
+			{nil, "http://b:1"},
+			{[]string{"b:1"}, "http://c:1"},
+			{[]string{"c:1"}, "http://a:1"},
+			{[]string{"a:1", "b:1"}, "http://c:1"},
 		} {
 			f.set(step.down...)
 			time.Sleep(2 * stayTime)

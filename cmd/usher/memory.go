@@ -12,6 +12,7 @@ import (
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 
+	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/memory"
 	"github.com/usherproxy/usher/internal/problem"
 )
@@ -80,14 +81,25 @@ type memoryWatch struct {
 // stacks and the runtime's own data now.
 func liveMemory() (sum uint64) {
 	samples := []runtimemetrics.Sample{
-		{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}, {Name: "/memory/classes/os-stacks:bytes"},
-		{Name: "/memory/classes/metadata/mcache/inuse:bytes"}, {Name: "/memory/classes/metadata/mspan/inuse:bytes"}, {Name: "/memory/classes/metadata/other:bytes"},
+		{Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/stacks:bytes"},
+		{Name: "/memory/classes/os-stacks:bytes"},
+		{Name: "/memory/classes/metadata/mcache/inuse:bytes"},
+		{Name: "/memory/classes/metadata/mspan/inuse:bytes"},
+		{Name: "/memory/classes/metadata/other:bytes"},
 	}
 	runtimemetrics.Read(samples)
 	for _, s := range samples {
 		sum += s.Value.Uint64()
 	}
 	return sum
+}
+
+// newMemoryWatch limits the memory. It returns a watch of the limit, and what the start check says about it.
+func (o serveOptions) newMemoryWatch(problems *controlplane.Problems) (w *memoryWatch, state string) {
+	limit, from, err := limitMemory()
+	w = &memoryWatch{limit: limit, live: liveMemory, report: func(found []problem.Problem) { problems.Report("memory", found) }}
+	return w, o.describeMemory(limit, from, err)
 }
 
 // run compares until ctx ends.

@@ -10,13 +10,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/xds"
 )
 
-// readiness decides what /readyz answers. Usher is ready while it can serve Envoys: its source answers, or at least
-// one gateway has a set, or is saved in the state directory so that a new Envoy can be served. An outage of the source must not make all Ushers unready at
-// once: each of them still has what Envoys need.
+// readiness decides what /readyz answers. Usher is ready while it can serve Envoys: its source answers, or at least one
+// gateway has a set, or is saved in the state directory so that a new Envoy can be served. An outage of the source must not
+// make all Ushers unready at once: each of them still has what Envoys need.
 type readiness struct {
 	source    readinessChecker
 	saved     func() bool // reports whether new Envoys can be served from a saved state now; nil without a state directory
@@ -29,6 +31,18 @@ type readiness struct {
 
 	mu        sync.Mutex
 	downSince time.Time // when the source stopped answering; zero while it answers
+}
+
+func newReadiness(
+	source configSource, authorizer xds.Authorizer, balancers balancerSource, plane *controlplane.Plane, problems *controlplane.Problems,
+) *readiness {
+	r := &readiness{source: source, balancers: balancers, plane: plane, problems: problems}
+	w, isWatcher := source.(*consul.Watcher)
+	a, asksConsul := authorizer.(consulAuthorizer)
+	if isWatcher && asksConsul {
+		r.saved = func() bool { return w.HasSaved() && a.consul.RemembersAny() }
+	}
+	return r
 }
 
 var errShuttingDown = errors.New("usher is shutting down")

@@ -27,10 +27,9 @@ type connectionReports struct {
 	secret   *reportkey.Secret  // brings the key later if the start did not; nil: another place has the key
 }
 
-// newReports returns an empty store, and the key that the flags give. With --connection-report-key-secret, it waits a few
-// seconds for the API server, so that listeners do not change right after the start.
+// newReports returns an empty store, and the key that the flags give.
 func (o serveOptions) newReports(
-	ctx context.Context, log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, kubernetes *kubeapi.Client,
+	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, kubernetes *kubeapi.Client,
 	memory reportkey.Memory,
 ) (connectionReports, error) {
 	r := connectionReports{store: evidence.NewStore(metrics)}
@@ -49,7 +48,6 @@ func (o serveOptions) newReports(
 			Client: kubernetes, Logger: log, Secret: name, Memory: memory,
 			Report: func(found []problem.Problem) { problems.Report("the key of connection reports", found) },
 		})
-		r.key = r.secret.Start(ctx)
 	default:
 		var err error
 		if r.key, err = o.reportKey(); err != nil {

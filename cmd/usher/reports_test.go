@@ -45,7 +45,7 @@ func TestWhereTheReportKeyComesFrom(t *testing.T) {
 				t.Fatal(err)
 			}
 			var log strings.Builder
-			got, err := o.newReports(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), nil, nil, nil)
+			got, err := o.newReports(slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), nil, nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -8,7 +8,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/internal/configdir"
 	"github.com/usherproxy/usher/internal/configfile"
 	"github.com/usherproxy/usher/internal/controlplane"
@@ -77,12 +76,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	if err := servers.listenDataplane(ctx, o, client, options, metrics); err != nil {
 		return err
 	}
-	ready := &readiness{source: source, balancers: balancers, plane: plane, problems: problems}
-	if w, ok := source.(*consul.Watcher); ok {
-		if a, ok := authorizer.(consulAuthorizer); ok {
-			ready.saved = func() bool { return w.HasSaved() && a.consul.RemembersAny() }
-		}
-	}
+	ready := newReadiness(source, authorizer, balancers, plane, problems)
 	admin, err := newAdmin(ctx, o.admin, log, metrics, ready)
 	if err != nil {
 		return err
@@ -91,43 +85,58 @@ func serve(ctx context.Context, o serveOptions) error {
 	admin.addPages(adminSources{plane, problems, servers, ready, recent, o})
 
 	// 5. Everything runs until the first part returns.
-	limit, limitFrom, limitErr := limitMemory()
-	watch := &memoryWatch{limit: limit, live: liveMemory, report: func(found []problem.Problem) { problems.Report("memory", found) }}
+	memory, memoryState := o.newMemoryWatch(problems)
 	handler := &signalHandler{servers: servers, log: log, signals: o.signals, ready: ready, drainTime: o.drainTime}
-	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run, watch.run, o.startChecks(log, client, transport, o.describeMemory(limit, limitFrom, limitErr)).run}
-	if dir, ok := source.(*configdir.Source); ok {
-		handler.reloadables = append(handler.reloadables, reloadable{o.configDir, dir.Reload})
-	}
-	if configFile != nil {
-		plane.SetConfigFile(configFile.Content())
-		parts = append(parts, func(ctx context.Context) error { return configFile.Run(ctx, plane.SetConfigFile) })
-		handler.reloadables = append(handler.reloadables, reloadable{o.configFile, configFile.Reload})
-	}
+	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run, memory.run, o.startChecks(log, client, transport, memoryState).run}
 	if reports.secret != nil {
 		parts = append(parts, func(ctx context.Context) error { return reports.run(ctx, plane) })
 	}
-	if keys := transport.keys; keys != nil {
-		parts = append(parts, keys.Run, func(ctx context.Context) error { return keys.ReportProblems(ctx, problems.ReportCertificate) })
-		handler.reloadables = append(handler.reloadables, reloadable{o.tlsCert, keys.Reload})
+	files := followedFiles{config: configFile, keys: transport.keys, kubernetes: kubernetes.client}
+	files.dir, _ = source.(*configdir.Source)
+	if a, ok := authorizer.(consulAuthorizer); ok {
+		files.tokenReview = a.kubernetes
+		parts = append(parts, a.consul.Run)
+		defer a.close() //nolint:contextcheck // after everything that uses the logins, when ctx has ended
 	}
-	followFiles := func(client *kubeapi.Client, source string) {
+	following, reloadables := o.follow(files, log, plane, problems)
+	handler.reloadables = reloadables
+	log.Info("serving", append(servers.addresses(), "admin", admin.address(), "tls", transport.keys != nil, "version", thisBuild().Version)...)
+	g := groupOf(ctx, append(parts, following...))
+	g.Add(servers.serve, func(error) { servers.stop() })
+	g.Add(admin.run, func(error) { admin.stop() })
+	return g.Run()
+}
+
+// followedFiles have files that change while Usher runs. Each may be nil.
+type followedFiles struct {
+	dir                     *configdir.Source // it follows its files by itself
+	config                  *configfile.File
+	keys                    *xds.KeyPair
+	kubernetes, tokenReview *kubeapi.Client
+}
+
+// follow returns the parts that follow the files, and what SIGHUP reads again.
+func (o serveOptions) follow(f followedFiles, log *slog.Logger, plane *controlplane.Plane, problems *controlplane.Problems) (parts []func(context.Context) error, reloadables []reloadable) {
+	if f.dir != nil {
+		reloadables = append(reloadables, reloadable{o.configDir, f.dir.Reload})
+	}
+	if f.config != nil {
+		plane.SetConfigFile(f.config.Content())
+		parts = append(parts, func(ctx context.Context) error { return f.config.Run(ctx, plane.SetConfigFile) })
+		reloadables = append(reloadables, reloadable{o.configFile, f.config.Reload})
+	}
+	if f.keys != nil {
+		parts = append(parts, f.keys.Run, func(ctx context.Context) error { return f.keys.ReportProblems(ctx, problems.ReportCertificate) })
+		reloadables = append(reloadables, reloadable{o.tlsCert, f.keys.Reload})
+	}
+	for source, client := range map[string]*kubeapi.Client{"the files for Kubernetes": f.kubernetes, "the files for --token-review": f.tokenReview} {
 		if client != nil {
 			parts = append(parts, func(ctx context.Context) error {
 				return client.Run(ctx, log, func(found []problem.Problem) { problems.Report(source, found) })
 			})
 		}
 	}
-	followFiles(kubernetes.client, "the files for Kubernetes")
-	if a, ok := authorizer.(consulAuthorizer); ok {
-		followFiles(a.kubernetes, "the files for --token-review")
-		parts = append(parts, a.consul.Run)
-		defer a.close() //nolint:contextcheck // after everything that uses the logins, when ctx has ended
-	}
-	log.Info("serving", append(servers.addresses(), "admin", admin.address(), "tls", transport.keys != nil, "version", thisBuild().Version)...)
-	g := groupOf(ctx, parts)
-	g.Add(servers.serve, func(error) { servers.stop() })
-	g.Add(admin.run, func(error) { admin.stop() })
-	return g.Run()
+	return parts, reloadables
 }
 
 // observer receives what the xDS server observes.

@@ -130,8 +130,11 @@ func (o serveOptions) newKubernetesSources(
 	if k.client, err = o.connectKubernetes(); err != nil {
 		return k, err
 	}
-	if k.reports, err = o.newReports(ctx, log, metrics, problems, k.client, memory); err != nil {
+	if k.reports, err = o.newReports(log, metrics, problems, k.client, memory); err != nil {
 		return k, err
+	}
+	if secret := k.reports.secret; secret != nil { // it waits a few seconds, so that listeners do not change right after the start
+		k.reports.key = secret.Start(ctx)
 	}
 	k.balancers, err = o.newBalancers(k.client, log, metrics, k.reports.shown(), memory)
 	return k, err
