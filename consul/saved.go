@@ -82,7 +82,7 @@ type savedAnswer struct {
 type savedCertificate struct{ CertPEM, KeyPEM string }
 
 // maxSaved bounds how many bytes a payload has when it is not compressed: a broken file must not use up the memory.
-const maxSaved = 1 << 30
+const maxSaved = 256 << 20
 
 // encode returns the payload of the file. Without secrets, it leaves out what has private keys.
 func (g *savedGateway) encode(secrets bool) ([]byte, error) {
