@@ -53,13 +53,19 @@ func (s *stateStore) bodyOnDisk(t *testing.T, id gateway.ID) string {
 	return string(g.answers[query{queryType: meshType}].body)
 }
 
+// start runs the store until stop is called.
+func (s *stateStore) start(t *testing.T) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); s.run(ctx) }()
+	return func() { cancel(); <-done }
+}
+
 func TestManyChangesAreFewWrites(t *testing.T) {
 	state := newSavedState(t, nil)
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := newTestStore(t, state)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { defer close(done); s.run(ctx) }()
+		stop := s.start(t)
 		s.begin(testGateway)
 		s.replace(testGateway, resultsOf("0"), nil, testSnapshot)
 		time.Sleep(saveDelay)
@@ -80,8 +86,7 @@ func TestManyChangesAreFewWrites(t *testing.T) {
 			t.Errorf("%d writes in a minute with a change every 100 ms, want about %d", writes, most)
 		}
 		s.update(testGateway, resultsOf("the last one"))
-		cancel()
-		<-done
+		stop()
 		if got := s.bodyOnDisk(t, testGateway); got != "the last one" {
 			t.Errorf("on the disk after the end: %q", got)
 		}
@@ -95,9 +100,7 @@ func TestAFailedWriteIsAProblemWhileItLasts(t *testing.T) {
 		s, log := newTestStore(t, state)
 		var last atomic.Pointer[[]problem.Problem]
 		s.client.report = func(_ string, found []problem.Problem) { last.Store(&found) }
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { defer close(done); s.run(ctx) }()
+		stop := s.start(t)
 		others := gateway.ID{Name: "other"}
 		for _, id := range []gateway.ID{testGateway, others} {
 			s.begin(id)
@@ -135,8 +138,7 @@ func TestAFailedWriteIsAProblemWhileItLasts(t *testing.T) {
 		if got := s.bodyOnDisk(t, testGateway) + s.bodyOnDisk(t, others); got != "twoone" {
 			t.Errorf("on the disk of a new directory: %q, want both gateways", got)
 		}
-		cancel()
-		<-done
+		stop()
 		s.dir.Close()
 	})
 }
@@ -183,9 +185,7 @@ func TestAFileOfAQuietGatewayStaysNew(t *testing.T) {
 	state := newSavedState(t, nil)
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := newTestStore(t, state)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { defer close(done); s.run(ctx) }()
+		stop := s.start(t)
 		s.begin(testGateway)
 		s.replace(testGateway, resultsOf("one"), nil, testSnapshot)
 		time.Sleep(2*savedMaxAge + time.Hour)
@@ -193,8 +193,7 @@ func TestAFileOfAQuietGatewayStaysNew(t *testing.T) {
 		if _, written, err := s.dir.Read(savedName(testGateway)); err != nil || time.Since(written) > 2*savedRefresh {
 			t.Errorf("written %v ago, %v", time.Since(written), err)
 		}
-		cancel()
-		<-done
+		stop()
 		s.dir.Close()
 	})
 }
@@ -356,8 +355,7 @@ func (s *manualWatch) saveInto(b *testing.B, body []byte) {
 	done := make(chan struct{})
 	go func() { defer close(done); s.store.run(ctx) }()
 	b.Cleanup(func() {
-		cancel()
-		<-done
+		stop()
 		dir.Close()
 	})
 	results := map[query]queryResult{}

@@ -68,14 +68,7 @@ type runningOutageWorker struct {
 }
 
 func (w *runningOutageWorker) run(t *testing.T, c faultCell) {
-	logged := w.usher.logSize(t)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("usher's log meanwhile:\n%s", w.usher.logSince(t, logged))
-		}
-	})
-	w.fake.drainLosses()
-	trouble := w.inject(c)
+	trouble := w.begin(t, c)
 	defer trouble.clear()
 	begin := time.Now()
 	trouble.waitHit(t)

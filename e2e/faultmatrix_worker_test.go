@@ -207,7 +207,8 @@ func (f *faultLab) startLiveWorker(t *testing.T, i int) *liveWorker {
 
 func (w *liveWorker) prepare(*testing.T, faultCell) {}
 
-func (w *liveWorker) run(t *testing.T, c faultCell) {
+// begin lets the fault begin. If the test fails, it shows what Usher has logged since.
+func (w *liveWorker) begin(t *testing.T, c faultCell) activeFault {
 	logged := w.usher.logSize(t)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -215,7 +216,11 @@ func (w *liveWorker) run(t *testing.T, c faultCell) {
 		}
 	})
 	w.fake.drainLosses()
-	trouble := w.inject(c)
+	return w.inject(c)
+}
+
+func (w *liveWorker) run(t *testing.T, c faultCell) {
+	trouble := w.begin(t, c)
 	defer trouble.clear()
 	if c.signer != nil {
 		w.writeEntry(t, w.gateway)

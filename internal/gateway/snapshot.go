@@ -109,7 +109,7 @@ type Snapshot struct {
 	// Restored is when the oldest part was saved that comes from the state directory, because the source has not answered
 	// since Usher started. Zero: every part is from the source.
 	Restored time.Time
-	// Keep is what an Envoy that serves keeps of its own, because a restored part may be older.
+	// Keep is what an Envoy that serves keeps of what it has, because a restored part may be older.
 	Keep Keep
 }
 

@@ -101,7 +101,7 @@ func (m *memory) remember(s serviceState, b *gateway.Balancer) {
 	}
 }
 
-// run writes until ctx ends. It has a goroutine of its own, because a disk may not answer.
+// run writes until ctx ends. It has its own goroutine, because a disk may not answer.
 func (m *memory) run(ctx context.Context) {
 	if m.in == nil {
 		return
