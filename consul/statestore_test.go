@@ -54,8 +54,8 @@ func (s *stateStore) bodyOnDisk(t *testing.T, id gateway.ID) string {
 }
 
 // start runs the store until stop is called.
-func (s *stateStore) start(t *testing.T) (stop func()) {
-	ctx, cancel := context.WithCancel(t.Context())
+func (s *stateStore) start() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); s.run(ctx) }()
 	return func() { cancel(); <-done }
@@ -65,7 +65,7 @@ func TestManyChangesAreFewWrites(t *testing.T) {
 	state := newSavedState(t, nil)
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := newTestStore(t, state)
-		stop := s.start(t)
+		stop := s.start()
 		s.begin(testGateway)
 		s.replace(testGateway, resultsOf("0"), nil, testSnapshot)
 		time.Sleep(saveDelay)
@@ -100,7 +100,7 @@ func TestAFailedWriteIsAProblemWhileItLasts(t *testing.T) {
 		s, log := newTestStore(t, state)
 		var last atomic.Pointer[[]problem.Problem]
 		s.client.report = func(_ string, found []problem.Problem) { last.Store(&found) }
-		stop := s.start(t)
+		stop := s.start()
 		others := gateway.ID{Name: "other"}
 		for _, id := range []gateway.ID{testGateway, others} {
 			s.begin(id)
@@ -185,7 +185,7 @@ func TestAFileOfAQuietGatewayStaysNew(t *testing.T) {
 	state := newSavedState(t, nil)
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := newTestStore(t, state)
-		stop := s.start(t)
+		stop := s.start()
 		s.begin(testGateway)
 		s.replace(testGateway, resultsOf("one"), nil, testSnapshot)
 		time.Sleep(2*savedMaxAge + time.Hour)
@@ -351,9 +351,7 @@ func (s *manualWatch) saveInto(b *testing.B, body []byte) {
 	}
 	s.store = openStateStore(dir, s.client)
 	s.store.begin(s.id)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); s.store.run(ctx) }()
+	stop := s.store.start()
 	b.Cleanup(func() {
 		stop()
 		dir.Close()

@@ -68,6 +68,7 @@ type runningOutageWorker struct {
 }
 
 func (w *runningOutageWorker) run(t *testing.T, c faultCell) {
+	logged := w.usher.logSize(t)
 	trouble := w.begin(t, c)
 	defer trouble.clear()
 	begin := time.Now()
