@@ -352,7 +352,7 @@ func messagesOfExpiries(t *testing.T, id gateway.ID) (lines []string) {
 		b.snapshot.Peers = map[string]*gateway.Roots{"east": {PEMs: []string{root}}}
 		b.snapshot.Leaf, b.snapshot.DownstreamLeaf, b.snapshot.Roots = leaf, &clients, &gateway.Roots{TrustDomain: "new.consul"}
 		b.addExpiries()
-		if now == end {
+		if now.Equal(end) {
 			b.prev.since = map[string]time.Time{"a certificate of the trust domain new.consul": begin}
 			b.keepTrustDomain()
 		}

@@ -46,7 +46,7 @@ func encode(name string, now time.Time, payload, key []byte) ([]byte, error) {
 	h := header{Format: format, Version: version, Name: name, Written: now.UTC(), Encrypted: len(key) > 0}
 	if h.Encrypted {
 		h.Salt = make([]byte, sha256.Size)
-		rand.Read(h.Salt) //nolint:errcheck // it never fails
+		rand.Read(h.Salt) // it never fails
 	}
 	line, err := json.Marshal(h)
 	if err != nil {
@@ -109,9 +109,9 @@ func open(h header, line, body, key []byte) ([]byte, error) {
 
 func checksum(line, body []byte) string {
 	h := sha256.New()
-	h.Write(line)         //nolint:errcheck // it never fails
-	h.Write([]byte{'\n'}) //nolint:errcheck // it never fails
-	h.Write(body)         //nolint:errcheck // it never fails
+	h.Write(line)         // it never fails
+	h.Write([]byte{'\n'}) // it never fails
+	h.Write(body)         // it never fails
 	return hex.EncodeToString(h.Sum(nil))
 }
 

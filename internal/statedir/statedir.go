@@ -115,7 +115,7 @@ func ownerOf(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid
 func (d *Dir) removeUnfinished() {
 	list, _ := filepath.Glob(d.file(tempPrefix + "*")) // the pattern is valid
 	for _, path := range list {
-		os.RemoveAll(path) //nolint:errcheck // the next Open tries again
+		os.RemoveAll(path) // the next Open tries again
 	}
 }
 
@@ -228,7 +228,7 @@ func (d *Dir) replace(name string, text []byte) error {
 		err = os.Rename(file.Name(), d.file(name+suffix))
 	}
 	if err != nil {
-		os.Remove(file.Name()) //nolint:errcheck // the next Open removes it
+		os.Remove(file.Name()) // the next Open removes it
 		return err
 	}
 	return d.sync()
@@ -317,7 +317,7 @@ func (d *Dir) setAside(name string, why badFile) error {
 	if list, err := filepath.Glob(path + badInfix + "*"); err == nil && len(list) > keptBad {
 		slices.Sort(list)
 		for _, old := range list[:len(list)-keptBad] {
-			os.RemoveAll(old) //nolint:errcheck // the next one that is set aside tries again
+			os.RemoveAll(old) // the next one that is set aside tries again
 		}
 	}
 	return fmt.Errorf("state file %s: %w; Usher does not use it, and has renamed it to %s; remove that when you have seen it", path, why, aside)
