@@ -52,22 +52,17 @@ func startStateStory(t *testing.T, key string) *stateStory {
 	return s
 }
 
-// restartWithoutConsul kills Consul and Usher under load, and starts Usher. It is ready, and the Envoy that runs is sent
-// nothing and loses no request.
-func (s *stateStory) restartWithoutConsul(t *testing.T) {
+// restartWithoutConsul kills Consul and Usher under load, and launches Usher. The Envoy that runs is sent nothing and loses no
+// request.
+func (s *stateStory) restartWithoutConsul(t *testing.T, launch func(*testing.T, lab.UsherOptions) *lab.Usher) {
 	t.Helper()
 	load := lab.StartLoad(t, s.Request("/"))
 	load.WaitMore(t)
 	s.Consul.Kill()
 	s.usher.Kill()
-	s.usher = lab.StartUsher(t, s.options)
-	testprocess.Eventually(t, "the Envoy is connected again", testprocess.StartDeadline, func() error {
-		if s.usher.MetricSum(t, "usher_xds_streams") == 0 {
-			return errors.New("not yet")
-		}
-		return nil
-	})
-	waitRestored(t, s.usher)
+	s.usher = launch(t, s.options)
+	s.usher.WaitOutput(t, "envoy connected")
+	s.usher.WaitOutput(t, "served with answers that were saved")
 	load.WaitMore(t)
 	if sent := s.usher.MetricSum(t, resourceBytes); sent != 0 {
 		t.Errorf("an Envoy that runs was sent %v bytes of resources", sent)
@@ -106,7 +101,8 @@ func TestRestartWithoutConsul(t *testing.T) {
 	t.Parallel()
 	const key = "the secret of an operator, 0123456789"
 	s := startStateStory(t, key)
-	s.restartWithoutConsul(t)
+	s.restartWithoutConsul(t, lab.StartUsher)
+	waitRestored(t, s.usher)
 	s.running.Kill()
 	began := time.Now()
 	fresh := lab.StartBootstrapped(t, s.own)
@@ -140,17 +136,14 @@ func TestRestartWithoutConsul(t *testing.T) {
 	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
 }
 
-// TestRestartWithoutConsulAndPrivateKeys is the same without a key: the Envoy that runs keeps everything, and a new one
-// gets no listener.
+// TestRestartWithoutConsulAndPrivateKeys is the same without a key: the Envoy that runs keeps everything. A new one gets no
+// listener, so Usher is not ready.
 func TestRestartWithoutConsulAndPrivateKeys(t *testing.T) {
 	t.Parallel()
 	s := startStateStory(t, "")
-	s.restartWithoutConsul(t)
-	ready, err := s.usher.Admin("/readyz")
-	const want = `outage (gateway ingress-gateway): certificate of gateway "ingress-gateway": there is none, because Consul has not answered since Usher started, and the state directory has no private keys`
-	if err != nil || !strings.Contains(ready, want) {
-		t.Errorf("/readyz does not say %q (%v):\n%s", want, err, ready)
-	}
+	s.restartWithoutConsul(t, lab.LaunchUsher)
+	s.usher.WaitOutput(t, "there is none, because Consul has not answered since Usher started, and the state directory has no private keys")
+	s.usher.WantNotReady(t, "connection refused")
 	s.running.Kill()
 	fresh := lab.StartBootstrapped(t, s.own)
 	waitMetric(t, s.usher, `usher_held_back_listeners{gateway="ingress-gateway",port="8080"}`, "1")
