@@ -82,7 +82,7 @@ e2e: stories real-parts ## Run every test on real parts (E2E_FLAGS="-v -run NAME
 
 .PHONY: stories
 stories: tools build ## Run the stories, chaos and conformance (E2E_FLAGS="-v -run NAME")
-	go test -tags e2e -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
+	CHAOS_SEED=$${CHAOS_SEED:-21} go test -tags e2e -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
 
 .PHONY: real-parts
 real-parts: tools build ## Run the tests of packages that need real parts

@@ -75,10 +75,12 @@ func (l *watchLoop) run(ctx context.Context) {
 	}
 }
 
-// attempt sends a query. The refusal of an optional one counts as an empty answer, unless there is a saved one.
+// attempt sends a query. The refusal of an optional one counts as an empty answer, unless there is a saved one that is no
+// refusal.
 func (l *watchLoop) attempt(ctx context.Context, index uint64) (response, error) {
 	r, err := l.queryOrRestore(ctx, index)
-	if r.refused && l.result.restored().IsZero() && !l.restore() {
+	isRestored := !l.result.restored().IsZero() && !l.result.answer.refused
+	if r.refused && !isRestored && !l.restore(true) {
 		return r, nil
 	}
 	return r, err
@@ -113,7 +115,7 @@ func (l *watchLoop) handle(r response, err error) (pause time.Duration) {
 		l.result.value = value
 	}
 	// The last answer before a refusal stays saved.
-	if l.saved.keep && (!same || !l.result.restored().IsZero()) && (!r.refused || l.result.answer == nil) {
+	if l.saved.keep && (!same || !l.result.restored().IsZero()) && (!r.refused || l.result.answer == nil || l.result.answer.refused) {
 		l.result.answer = newAnswer(r)
 	}
 	l.result.err, l.result.failures = nil, 0
@@ -133,7 +135,7 @@ func (l *watchLoop) handleError(err error) (pause time.Duration) {
 	l.result.err = err
 	l.result.failures++
 	l.index = 0
-	restored := l.restore()
+	restored := l.restore(false)
 	l.report(l.result, restored || l.result.failures <= maxReportedFailures || newOutcome)
 	return pauseAfter(err, l.result.failures)
 }

@@ -20,13 +20,14 @@ type savedSource struct {
 	offered chan struct{}                    // receives when there may be a saved answer; its capacity is 1
 }
 
-// restore makes the saved answer the last good one if Consul has not given one, and there is one.
-func (l *watchLoop) restore() bool {
+// restore makes the saved answer the last good one if Consul has not given one, and there is one. If Consul refuses the
+// query, a saved refusal is of no use.
+func (l *watchLoop) restore(refused bool) bool {
 	if l.result.value != nil || !l.saved.keep {
 		return false
 	}
 	value, from := l.saved.take()
-	if from == nil {
+	if from == nil || refused && from.refused {
 		return false
 	}
 	l.result.value, l.result.answer = value, from
@@ -53,7 +54,7 @@ func (l *watchLoop) queryOrRestore(ctx context.Context, index uint64) (r respons
 			silent = true
 		case <-l.saved.offered:
 		}
-		if silent && l.restore() {
+		if silent && l.restore(false) {
 			l.result.err = &callError{outcome: outcomeUnreachable, err: noAnswer(restoreAfter)}
 			l.report(l.result, true)
 		}
@@ -74,7 +75,7 @@ func (l *watchLoop) rest(ctx context.Context, d time.Duration) {
 		case <-end:
 			return
 		case <-l.saved.offered:
-			if l.restore() {
+			if l.restore(false) {
 				l.report(l.result, true)
 			}
 		}

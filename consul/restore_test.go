@@ -239,6 +239,20 @@ func TestOneRefusalAfterARestartTakesNothingAway(t *testing.T) {
 	}
 }
 
+// A token that never had an optional permission lacks nothing after a restart: the saved refusal is no answer to fall back on.
+func TestARefusalBeforeAndAfterARestartIsNoOutage(t *testing.T) {
+	t.Parallel()
+	c, state := newFakeGatewayWithEverything(t), newSavedState(t, stateKey)
+	c.set("/v1/agent/self", reply{status: http.StatusForbidden, body: "Permission denied"})
+	c.save(t, state)
+	u := c.usherWithState(t, state, time.Minute)
+	u.next(t, func(got *gateway.Snapshot) bool { return got.Restored.IsZero() && got.Keep == gateway.KeepNothing })
+	if u.log.has("WARN cannot read from consul") {
+		t.Error("the log says that consul cannot be read")
+	}
+	u.stop()
+}
+
 // The entry is newer in Consul than what is saved, and at first Consul answers everything else. Envoys keep theirs until it
 // answers that, too, however long that takes.
 func TestEnvoysKeepTheirsUntilConsulHasAnsweredEverything(t *testing.T) {
