@@ -18,6 +18,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/testing/logbuffer"
 )
 
 // memoryStore is a Store in memory.
@@ -85,7 +86,7 @@ func (s *memoryStore) saved() []byte {
 // problems.
 func inBubble(t *testing.T, s *memoryStore, scenario func(a *allowances)) (log string) {
 	t.Helper()
-	var text strings.Builder
+	var text logbuffer.Buffer
 	synctest.Test(t, func(t *testing.T) {
 		a := newAllowances(newTestClient(t, Config{
 			HTTPAddr: ownAddress, Logger: slog.New(slog.NewTextHandler(&text, nil)),

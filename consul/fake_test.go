@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 	"github.com/usherproxy/usher/internal/testing/orderedcmp"
 )
@@ -28,6 +29,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // until an answer has changed. For other paths it answers 404. A
 // question to a datacenter or a peer is of the path "/path?dc=dc2".
 type fakeConsul struct {
+	report func(source string, problems []problem.Problem) // of the Ushers that start; may be nil
+
 	url    string
 	server *httptest.Server
 

@@ -73,6 +73,9 @@ func (c *fakeConsul) startStateful(t *testing.T, s *savedState, restoreAfter, an
 	t.Helper()
 	u := &statefulUsher{log: &logRecorder{}}
 	u.client = c.client(t, u.log)
+	if c.report != nil {
+		u.client.report = c.report
+	}
 	dir := s.open(t)
 	u.watcher = NewWatcher(u.client, WatcherOptions{HealthTimeout: time.Minute, AnswerTimeout: answerTimeout, State: dir})
 	u.watcher.manager.restoreAfter = restoreAfter
@@ -439,12 +442,12 @@ func TestTheProblemSaysWhatIsServed(t *testing.T) {
 	c.save(t, state)
 	c.server.Close()
 	problems := make(chan []problem.Problem, 1000)
-	u := c.usherWithState(t, state, time.Minute)
-	u.client.report = func(source string, found []problem.Problem) {
+	c.report = func(source string, found []problem.Problem) {
 		if source == "queries to consul" {
 			problems <- found
 		}
 	}
+	u := c.usherWithState(t, state, time.Minute)
 	s := u.next(t, anyOne)
 	want := "Usher uses what it saved at " + s.Restored.UTC().Format(time.RFC3339)
 	end := time.After(10 * time.Second)
