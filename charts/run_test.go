@@ -63,7 +63,7 @@ func getReady(t *testing.T, admin string) error {
 	return err
 }
 
-// getText asks for a page on a connection of its own, of a virtual host unless it is "". An answer other than 200 is an
+// getText asks for a page on a new connection, of a virtual host unless it is "". An answer other than 200 is an
 // error.
 func getText(t *testing.T, url, virtualHost string) (string, error) {
 	t.Helper()

@@ -11,7 +11,7 @@ const (
 // Expander replaces aliases by what they stand for. It is for the documents of one file.
 type Expander struct{ values int }
 
-// Expand returns a copy of a tree in which each value that is an alias is a copy of its own. Keys stay as they are. The
+// Expand returns a copy of a tree in which each value that is an alias is a separate copy. Keys stay as they are. The
 // error is a *SyntaxError.
 func (e *Expander) Expand(root *yaml.Node) (*yaml.Node, error) { return e.expand(root, 0) }
 
