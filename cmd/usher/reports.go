@@ -27,7 +27,7 @@ type connectionReports struct {
 	secret   *reportkey.Secret  // brings the key later if the start did not; nil: another place has the key
 }
 
-// newReports returns an empty store, and the key that the flags give.
+// newReports returns an empty store, and the key that the flags give. With --connection-report-key-secret, start gets it.
 func (o serveOptions) newReports(
 	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, kubernetes *kubeapi.Client,
 	memory reportkey.Memory,
@@ -61,6 +61,16 @@ func (o serveOptions) newReports(
 	}
 	r.receiver = evidence.NewReceiver(r.key, r.store)
 	return r, nil
+}
+
+// start gets the key of --connection-report-key-secret. It waits a few seconds for the API server, so that listeners do not
+// change right after the start.
+func (r *connectionReports) start(ctx context.Context) {
+	if r.secret == nil {
+		return
+	}
+	r.key = r.secret.Start(ctx)
+	r.receiver.SetKey(r.key)
 }
 
 // taker returns what takes reports; nil if there are none.

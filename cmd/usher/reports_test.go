@@ -1,15 +1,26 @@
 package main
 
 import (
+	"encoding/json"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/metadata"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/evidence"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/kubeapi"
+	"github.com/usherproxy/usher/internal/reportkey"
+	"github.com/usherproxy/usher/internal/testing/apiserver"
 )
 
 // TestWhereTheReportKeyComesFrom has every place that gives a key, and every one that gives none, which the log says.
@@ -57,5 +68,39 @@ func TestWhereTheReportKeyComesFrom(t *testing.T) {
 				t.Errorf("the log says: %s", log.String())
 			}
 		})
+	}
+}
+
+// The key of a Secret is there before the first Envoy connects.
+func TestReportsAreKnownByTheKeyOfTheSecret(t *testing.T) {
+	const secret = "0123456789abcdef"
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/api/v1/namespaces/consul/secrets/usher-report-key" {
+			t.Errorf("a request for %s", r.URL.Path)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Name: "usher-report-key", Namespace: "consul"}, Data: map[string][]byte{reportkey.DataKey: []byte(secret)},
+		})
+	}))
+	defer server.Close()
+	client, err := kubeapi.Connect(apiserver.KubeconfigFor(t, server.URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := serveOptions{connectionReports: true, reportKeySecret: "consul/usher-report-key"}
+	log, metrics := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
+	reports, err := o.newReports(log, metrics, controlplane.NewProblems(log, metrics), client, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reports.start(t.Context())
+	key := evidence.NewKey([]byte(secret))
+	if reports.key != key {
+		t.Error("listeners get another key")
+	}
+	listener, signature, _ := key.Metadata(evidence.Listener{Gateway: gateway.ID{Name: "ingress-gateway"}, Port: 8080})
+	if _, _, err := reports.taker().Authenticate(metadata.Pairs(evidence.ListenerKey, listener, evidence.SignatureKey, signature)); err != nil {
+		t.Errorf("a report that the key signed: %v", err)
 	}
 }

@@ -133,9 +133,7 @@ func (o serveOptions) newKubernetesSources(
 	if k.reports, err = o.newReports(log, metrics, problems, k.client, memory); err != nil {
 		return k, err
 	}
-	if secret := k.reports.secret; secret != nil { // it waits a few seconds, so that listeners do not change right after the start
-		k.reports.key = secret.Start(ctx)
-	}
+	k.reports.start(ctx)
 	k.balancers, err = o.newBalancers(k.client, log, metrics, k.reports.shown(), memory)
 	return k, err
 }

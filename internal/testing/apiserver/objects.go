@@ -4,12 +4,8 @@ package apiserver
 
 import (
 	"encoding/json"
-	"errors"
-	"os"
-	"strings"
 	"testing"
 
-	"go.yaml.in/yaml/v3"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,9 +24,6 @@ const (
 	Namespace = "consul"
 	Service   = "consul-ingress-gateway"
 )
-
-// rbacPath is the path of roles and role bindings.
-const rbacPath = "/apis/rbac.authorization.k8s.io/v1/namespaces/" + Namespace + "/"
 
 // client returns a client of the server for a user.
 func (s *Server) client(t *testing.T, u User) rest.Interface {
@@ -59,43 +52,6 @@ func (s *Server) createNamespace(t *testing.T) {
 	t.Helper()
 	s.post(t, "/api/v1/namespaces", map[string]any{
 		"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": Namespace},
-	})
-}
-
-// Grant creates the roles, role bindings, ConfigMaps and Secrets in a YAML file.
-func (s *Server) Grant(t *testing.T, file string) {
-	t.Helper()
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for doc := range strings.SplitSeq(string(text), "\n---\n") {
-		var object map[string]any
-		if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
-			t.Fatalf("%s: %v", file, err)
-		}
-		kind := object["kind"].(string)
-		path := rbacPath
-		if kind == "ConfigMap" || kind == "Secret" {
-			path = "/api/v1/namespaces/" + Namespace + "/"
-		}
-		s.post(t, path+strings.ToLower(kind)+"s", object)
-	}
-}
-
-// Revoke deletes a role binding, and waits until Usher cannot read its Service any more.
-func (s *Server) Revoke(t *testing.T, binding string) {
-	t.Helper()
-	if err := s.admin.Delete().AbsPath(rbacPath + "rolebindings/" + binding).Do(t.Context()).Error(); err != nil {
-		t.Fatal(err)
-	}
-	usher := s.client(t, Usher)
-	testprocess.Eventually(t, "the right is gone", testprocess.StartDeadline, func() error {
-		err := usher.Get().Namespace(Namespace).Resource("services").Name(Service).Do(t.Context()).Error()
-		if !apierrors.IsForbidden(err) {
-			return errors.Join(errors.New("still allowed"), err)
-		}
-		return nil
 	})
 }
 

@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"net/http"
-	"strings"
 	"testing"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -42,26 +41,6 @@ func (s *Server) CreateServiceAccount(t *testing.T, name string) {
 	t.Helper()
 	s.post(t, "/api/v1/namespaces/"+Namespace+"/serviceaccounts", map[string]any{
 		"apiVersion": "v1", "kind": "ServiceAccount", "metadata": map[string]any{"name": name},
-	})
-}
-
-// GrantCluster gives a service account a ClusterRole in the whole cluster.
-func (s *Server) GrantCluster(t *testing.T, account, role string) {
-	t.Helper()
-	s.post(t, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", map[string]any{
-		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-		"metadata": map[string]any{"name": account + "-" + strings.ReplaceAll(role, ":", "-")},
-		"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-		"subjects": []any{map[string]any{"kind": "ServiceAccount", "name": account, "namespace": Namespace}},
-	})
-}
-
-// CreateClusterRole creates a ClusterRole for one verb on one type of the core API.
-func (s *Server) CreateClusterRole(t *testing.T, name, verb, resource string) {
-	t.Helper()
-	s.post(t, "/apis/rbac.authorization.k8s.io/v1/clusterroles", map[string]any{
-		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": map[string]any{"name": name},
-		"rules": []any{map[string]any{"apiGroups": []string{""}, "resources": []string{resource}, "verbs": []string{verb}}},
 	})
 }
 
