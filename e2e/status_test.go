@@ -104,7 +104,8 @@ func (s *statusLab) fetch(contents bool) (map[string]*statusv3.ClientConfig_Gene
 	return byType, nil
 }
 
-// waitListeners waits until both ways say that the listeners of the Envoy are in a state, and their modes are as they should be.
+// waitListeners waits until both ways say that the listeners of the Envoy are in a state, and their modes are as they should
+// be. If that state is synced, everything else has to be, too: Envoy asks for routes and secrets after its listeners.
 func (s *statusLab) waitListeners(sync string, config statusv3.ConfigStatus, mode string) {
 	s.t.Helper()
 	testprocess.Eventually(s.t, fmt.Sprintf("listeners are %s, mode %s", sync, mode), testprocess.ChangeDeadline, func() error {
@@ -119,6 +120,11 @@ func (s *statusLab) waitListeners(sync string, config statusv3.ConfigStatus, mod
 		l := gateways[0].Listeners[0]
 		if types["listener"] != sync || l.Port != 8080 || l.InForce != mode || l.Unconfirmed != (sync != "synced") {
 			return fmt.Errorf("status has %v, and %+v", types, l)
+		}
+		for _, name := range []string{"cluster", "endpoint", "listener", "route", "secret"} {
+			if sync == "synced" && types[name] != sync {
+				return fmt.Errorf("%s is %q", name, types[name])
+			}
 		}
 		byType, err := s.fetch(false)
 		if err != nil {
@@ -154,7 +160,7 @@ func TestStatusFromStartToReconnect(t *testing.T) {
 	envoy := lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr})
 	s.waitListeners("synced", statusv3.ConfigStatus_SYNCED, "off")
 	s.wantExit(0, "no problems")
-	s.wantSynced()
+	s.wantEnvoy()
 	if health, err := healthv1.NewHealthClient(admin).Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil || health.Status != healthv1.HealthCheckResponse_SERVING {
 		t.Errorf("gRPC health: %v %v", health, err)
 	}
@@ -194,17 +200,12 @@ func TestStatusFromStartToReconnect(t *testing.T) {
 	s.wantNoSecrets(header, cookie)
 }
 
-// wantSynced compares what the status has of the only Envoy.
-func (s *statusLab) wantSynced() {
+// wantEnvoy compares what the status has of the only Envoy.
+func (s *statusLab) wantEnvoy() {
 	s.t.Helper()
-	types, all, err := s.state()
+	_, all, err := s.state()
 	if err != nil {
 		s.t.Fatal(err)
-	}
-	for _, name := range []string{"cluster", "endpoint", "listener", "route", "secret"} {
-		if types[name] != "synced" {
-			s.t.Errorf("%s is %q, want synced", name, types[name])
-		}
 	}
 	gateway, envoy := all[0].State.Gateways[0], all[0].State.Envoys[0]
 	if gateway.Name != "ingress-gateway" || gateway.Instances != 1 || gateway.Envoys != 1 || gateway.Listeners[0].Built != "current" {
