@@ -41,7 +41,8 @@ type Pod struct {
 	rotate   chan struct{} // service account tokens
 	probed   chan probeResult
 	exited   chan *container
-	done     chan struct{} // closed when nothing of the pod is left
+	again    chan *container // containers that ended, and whose pause is over
+	done     chan struct{}   // closed when nothing of the pod is left
 }
 
 func newPod(ctx context.Context, c *Cluster, object *corev1.Pod) *Pod {
@@ -49,7 +50,7 @@ func newPod(ctx context.Context, c *Cluster, object *corev1.Pod) *Pod {
 		Host: c.addPodHost(), cluster: c, object: object, ctx: ctx, tokens: map[string][]byte{}, phase: corev1.PodPending,
 		dir:      filepath.Join(c.dir, "pods", string(object.UID)),
 		deletion: make(chan struct{}), changed: make(chan struct{}, 1), rotate: make(chan struct{}, 1),
-		probed: make(chan probeResult), exited: make(chan *container), done: make(chan struct{}),
+		probed: make(chan probeResult), exited: make(chan *container), again: make(chan *container), done: make(chan struct{}),
 	}
 	for _, spec := range object.Spec.InitContainers {
 		p.inits = append(p.inits, &container{spec: spec})
@@ -161,15 +162,15 @@ func (p *Pod) awaitExit(ctx context.Context, c *container) {
 	p.cluster.work.Go(func() {
 		select {
 		case <-process.done:
-			p.sendExit(ctx, c)
+			send(ctx, p.exited, c)
 		case <-ctx.Done():
 		}
 	})
 }
 
-func (p *Pod) sendExit(ctx context.Context, c *container) {
+func send(ctx context.Context, to chan<- *container, c *container) {
 	select {
-	case p.exited <- c:
+	case to <- c:
 	case <-ctx.Done():
 	}
 }
@@ -200,8 +201,12 @@ func (p *Pod) watch(ctx context.Context) {
 		case result := <-p.probed:
 			p.takeProbe(result)
 		case c := <-p.exited:
-			if !p.startAgain(ctx, c) {
+			if !p.startLater(ctx, c) {
 				p.takeExit(c)
+			}
+		case c := <-p.again:
+			if p.start(c) {
+				p.awaitExit(ctx, c)
 			}
 		}
 	}
@@ -213,23 +218,30 @@ func (p *Pod) refresh() {
 	}
 }
 
-// maxRestarts is how often each container, by its name, may end before it is ready.
-// That of the connect-injector ends if its custom resource definitions are too new,
-// and the next one finds them. Every other one that ends is a failure that a test
-// wants to see.
-var maxRestarts = map[string]int{"sidecar-injector": 3}
+// maxRestarts is how often each container, by its name, may end before it is ready. That of the connect-injector ends if the
+// API server does not serve its custom resource definitions yet, and a later one finds them. Every other one that ends is a
+// failure that a test wants to see.
+var maxRestarts = map[string]int{"sidecar-injector": 5}
 
-// startAgain starts a container again that may end before it is ready.
-func (p *Pod) startAgain(ctx context.Context, c *container) bool {
+// firstPause is the time before a container's first restart. It doubles with each, as the kubelet's, which begins with ten
+// seconds.
+const firstPause = 500 * time.Millisecond
+
+// startLater has a container start again that may end before it is ready.
+func (p *Pod) startLater(ctx context.Context, c *container) bool {
 	if c.ready || c.restarts == maxRestarts[c.spec.Name] {
 		return false
 	}
+	pause := firstPause << c.restarts
 	c.restarts++
-	p.cluster.logf("pod %s/%s: the container %s ended with %d and is started again", p.namespace(), p.name(), c.spec.Name, c.process.exitCode())
-	if !p.start(c) {
-		return false
-	}
-	p.awaitExit(ctx, c)
+	p.cluster.logf("pod %s/%s: the container %s ended with %d and starts again in %v", p.namespace(), p.name(), c.spec.Name, c.process.exitCode(), pause)
+	p.cluster.work.Go(func() {
+		select {
+		case <-time.After(pause):
+			send(ctx, p.again, c)
+		case <-ctx.Done():
+		}
+	})
 	return true
 }
 
