@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,7 +32,7 @@ func startConsul(t *testing.T, tls bool) *consulServer {
 	t.Helper()
 	ports := map[string]any{"http": -1, "https": -1, "grpc": -1, "grpc_tls": -1, "dns": -1}
 	for _, name := range []string{"server", "serf_lan", "serf_wan"} {
-		ports[name] = freePort(t)
+		ports[name] = testprocess.FreePort(t, nil, "127.0.0.1")
 	}
 	config := map[string]any{"ports": ports, "acl": map[string]any{
 		"enabled": true, "default_policy": "deny",
@@ -41,7 +40,7 @@ func startConsul(t *testing.T, tls bool) *consulServer {
 	}}
 	dir := testprocess.NewDir(t)
 	s := &consulServer{tokenFile: writeFile(t, filepath.Join(dir, "token"), managementToken+"\n")}
-	http, grpc := freePort(t), freePort(t)
+	http, grpc := testprocess.FreePort(t, nil, "127.0.0.1"), testprocess.FreePort(t, nil, "127.0.0.1")
 	if tls {
 		ports["https"], ports["grpc_tls"] = http, grpc
 		s.http, s.grpc = fmt.Sprint("https://127.0.0.1:", http), fmt.Sprint("https://127.0.0.1:", grpc)
@@ -88,17 +87,6 @@ func (s *consulServer) createCertificate(t *testing.T, dir string) map[string]an
 		"ca_file":   filepath.Join(dir, "consul-agent-ca.pem"),
 		"cert_file": filepath.Join(dir, "dc1-server-consul-0.pem"), "key_file": filepath.Join(dir, "dc1-server-consul-0-key.pem"),
 	}}}
-}
-
-// freePort returns a port without a listener.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // writeFile writes a file and returns its path.

@@ -6,8 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"path"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -49,15 +49,7 @@ func newCheckedCluster(t *testing.T, o apiserver.Options) *checkedCluster {
 // startConsul starts a Consul server on loopback, and waits until it has a leader.
 func startConsul(t *testing.T) (addr string, client *api.Client) {
 	t.Helper()
-	port := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		return port
-	}
+	port := func() string { return strconv.Itoa(testprocess.FreePort(t, nil, "127.0.0.1")) }
 	http := port()
 	process := testprocess.Start(t, testprocess.Command{
 		Name: "consul", Path: testprocess.Tool(t, "consul-1.22.0", "consul"), Args: []string{

@@ -43,7 +43,7 @@ func TestSameResourcesAsConsulOnIPv6(t *testing.T) {
 // addresses of its host, and to no other one.
 func wantTaken(t *testing.T, r resources, listeners, from []string) {
 	t.Helper()
-	port, moved := freePort(t), map[string]tree{}
+	port, moved := testprocess.FreePort(t, nil, "::"), map[string]tree{}
 	for _, name := range listeners {
 		l, ok := r[resource.ListenerType][name].(map[string]any)
 		if !ok {
@@ -75,16 +75,6 @@ func withPort(listener map[string]any, port int) tree {
 		}
 	})
 	return moved
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "[::]:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func dial(t *testing.T, ip string, port int) error {

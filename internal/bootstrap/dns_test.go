@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -64,7 +65,7 @@ func TestEnvoyFindsUsherAtItsNewAddress(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			dir := t.TempDir()
 			hosts, config := filepath.Join(dir, "hosts"), filepath.Join(dir, "bootstrap.json")
-			port := freePort(t)
+			port := strconv.Itoa(testprocess.FreePort(t, nil, "127.0.0.1"))
 			before := startXDSServer(t, "127.0.0.1:"+port)
 			after := startXDSServer(t, "127.0.0.2:"+port)
 			v := ofPlainGateway()
@@ -87,16 +88,4 @@ func TestEnvoyFindsUsherAtItsNewAddress(t *testing.T) {
 			after.waitStream(t, envoy, found)
 		})
 	}
-}
-
-// freePort returns a port that is free on loopback.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }

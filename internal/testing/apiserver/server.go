@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"k8s.io/client-go/rest"
@@ -145,19 +146,7 @@ func (s *Server) run(t *testing.T, name, path string, args ...string) *testproce
 // freeAddress returns an address without a listener.
 func (s *Server) freeAddress(t *testing.T) string {
 	t.Helper()
-	var address string
-	err := s.options.Host.Do(func() error {
-		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", net.JoinHostPort(s.options.IP, "0"))
-		if err != nil {
-			return err
-		}
-		address = l.Addr().String()
-		return l.Close()
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return address
+	return net.JoinHostPort(s.options.IP, strconv.Itoa(testprocess.FreePort(t, s.options.Host, s.options.IP)))
 }
 
 // writeKey writes the key that signs tokens of service accounts, which no test uses.

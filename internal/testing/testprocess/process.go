@@ -56,7 +56,7 @@ func Start(t *testing.T, c Command) *Process {
 	defer stdout.Close()
 	defer stderr.Close()
 	p.cmd.Stdout, p.cmd.Stderr = stdout, stderr
-	if err := c.start(p.cmd); err != nil {
+	if err := onHost(c.Host, p.cmd.Start); err != nil {
 		t.Fatalf("start %s: %v", c.Name, err)
 	}
 	go func() {
@@ -88,7 +88,7 @@ func Run(t *testing.T, c Command, stdin string) Result {
 	cmd.WaitDelay = time.Second // for a child of it that holds its outputs open
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := c.start(cmd); err != nil {
+	if err := onHost(c.Host, cmd.Start); err != nil {
 		t.Fatalf("start %s: %v", c.Path, err)
 	}
 	err := cmd.Wait()
@@ -119,11 +119,12 @@ func (c Command) in(ctx context.Context, dir string) *exec.Cmd {
 	return cmd
 }
 
-func (c Command) start(cmd *exec.Cmd) error {
-	if c.Host == nil {
-		return cmd.Start()
+// onHost calls f on a host; nil is where the test runs.
+func onHost(h Host, f func() error) error {
+	if h == nil {
+		return f()
 	}
-	return c.Host.Do(cmd.Start)
+	return h.Do(f)
 }
 
 // Again starts the same command once more, when this process has ended. Its HOME and its outputs are new.
