@@ -104,7 +104,7 @@ type rule struct {
 	alone map[string]time.Duration
 	// writes says that its beginning and its end write to Consul, which has to have a leader.
 	writes bool
-	// shares names what others use, too, from the beginning until the end, but no step alone.
+	// shares names what others use, too, from the beginning until the end, but no step alone. "#" stands for the target.
 	shares string
 }
 
@@ -114,6 +114,7 @@ const (
 	consulWrites  = "consul writes"
 	authority     = "certificate authority"
 	longOutages   = "long outages" // which certificates of two minutes would not survive
+	configFile    = "file #"       // without which an Usher does not start
 )
 
 // rejoin is how long a Consul server takes to be a voter with all of the log again.
@@ -125,8 +126,8 @@ var rules = []rule{
 	{kind: StopConsul, part: "server", targets: Servers + 1, min: sec(2), max: sec(12), weight: 3, alone: map[string]time.Duration{consulServers: rejoin}},
 	{kind: KillAllConsul, min: sec(2), max: sec(15), weight: 1, alone: map[string]time.Duration{consulServers: rejoin, consulWrites: rejoin, longOutages: rejoin}},
 	{kind: StopAllConsul, min: sec(2), max: sec(15), weight: 1, alone: map[string]time.Duration{consulServers: rejoin, consulWrites: rejoin, longOutages: rejoin}},
-	{kind: KillUsher, part: "usher", targets: 1, min: sec(0.1), max: sec(5), weight: 4, alone: map[string]time.Duration{"usher #": sec(1)}},
-	{kind: RestartUsher, part: "usher", targets: 1, min: sec(0.1), max: sec(2), weight: 2, alone: map[string]time.Duration{"usher #": sec(1)}},
+	{kind: KillUsher, part: "usher", targets: 1, min: sec(0.1), max: sec(5), weight: 4, alone: map[string]time.Duration{"usher #": sec(1)}, shares: configFile},
+	{kind: RestartUsher, part: "usher", targets: 1, min: sec(0.1), max: sec(2), weight: 2, alone: map[string]time.Duration{"usher #": sec(1)}, shares: configFile},
 	{kind: StopUsher, part: "usher", targets: Ushers, min: sec(1), max: sec(12), weight: 3, alone: map[string]time.Duration{"usher #": sec(1)}},
 	{kind: KillEnvoy, part: "envoy", targets: Envoys, min: sec(0.1), max: sec(3), weight: 3, alone: map[string]time.Duration{"envoy #": sec(3)}},
 	{kind: StopEnvoy, part: "envoy", targets: Envoys, min: sec(1), max: sec(6), weight: 2, alone: map[string]time.Duration{"envoy #": sec(3)}},
@@ -147,7 +148,7 @@ var rules = []rule{
 	{kind: ChangeMode, weight: 4, writes: true},
 	{kind: ChangeFile, weight: 3},
 	{kind: InvalidEntry, min: sec(2), max: sec(12), weight: 3, writes: true, alone: map[string]time.Duration{"valid entries": 0}},
-	{kind: InvalidFile, part: "usher", targets: Ushers, min: sec(2), max: sec(12), weight: 3, alone: map[string]time.Duration{"file #": 0}},
+	{kind: InvalidFile, part: "usher", targets: Ushers, min: sec(2), max: sec(12), weight: 3, alone: map[string]time.Duration{configFile: 0}},
 	{kind: RestoreSnapshot, min: sec(4), max: sec(20), weight: 2, writes: true, alone: map[string]time.Duration{authority: sec(10), "consul snapshot": 0}},
 	{kind: FillDisk, min: sec(3), max: sec(15), weight: 2, alone: map[string]time.Duration{"disk": 0}},
 }
@@ -301,12 +302,13 @@ type use struct {
 
 func (s Step) uses() []use {
 	r, end := ruleOf(s.Kind), s.At+s.Hold
+	of := func(what string) string { return strings.ReplaceAll(what, "#", fmt.Sprint(s.Target)) }
 	var uses []use
 	for what, after := range r.alone {
-		uses = append(uses, use{strings.ReplaceAll(what, "#", fmt.Sprint(s.Target)), true, s.At, end + after})
+		uses = append(uses, use{of(what), true, s.At, end + after})
 	}
 	if r.shares != "" {
-		uses = append(uses, use{r.shares, false, s.At, end})
+		uses = append(uses, use{of(r.shares), false, s.At, end})
 	}
 	if r.writes {
 		uses = append(uses, use{consulWrites, false, s.At, s.At}, use{consulWrites, false, end, end})

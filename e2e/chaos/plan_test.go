@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -102,8 +103,12 @@ func (s *state) apply(e Event) {
 		s.away[ruleOf(StopEnvoy).target(e.Step.Target)] += d
 	case RestoreSnapshot:
 		s.away["a snapshot"] += d
+	case InvalidFile:
+		s.away[fileOf(e.Step)] += d
 	}
 }
+
+func fileOf(s Step) string { return fmt.Sprint("the file of usher ", s.Target+1) }
 
 func TestWhatMustNotMeet(t *testing.T) {
 	mostHeld, writesBesideAServer := 0, false
@@ -118,6 +123,9 @@ func TestWhatMustNotMeet(t *testing.T) {
 			}
 			if e.Step.Kind == RotateCA && s.away["a snapshot"] > 0 {
 				t.Fatalf("seed %d: %v at %v between a snapshot and its restore", seed, e.Step, e.At)
+			}
+			if (e.Step.Kind == KillUsher || e.Step.Kind == RestartUsher) && e.Lift && s.away[fileOf(e.Step)] > 0 {
+				t.Fatalf("seed %d: an Usher starts at %v without its file", seed, e.At)
 			}
 			s.apply(e)
 			if s.away["a server"]+s.away["all servers"] > 1 {
