@@ -24,7 +24,9 @@ AXE    := .tools/axe-core-4.14.1/pin
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
 # A story waits most of the time and takes up to half a GiB; the one with an Envoy for each of fifty Services up to 5 GiB.
-E2E_PARALLEL ?= 3
+E2E_PARALLEL ?= 4
+# So many packages are tested at once where most of their tests wait.
+PACKAGES_AT_ONCE ?= 4
 # One in Kubernetes keeps a processor busy. Those that count lost requests run alone.
 KUBERNETES_PARALLEL ?= 2
 # The faults of a run of chaos; without a seed, it chooses one and prints it.
@@ -67,7 +69,7 @@ unit: ## Run the tests that need neither network nor real parts
 
 .PHONY: race
 race: debian ## Run the same tests under the race detector
-	go test -race ./...
+	go test -race -p $(PACKAGES_AT_ONCE) ./...
 
 .PHONY: image-test
 image-test: debian ## Build the image twice and compare it, run it, import it into containerd, and push it
@@ -78,15 +80,19 @@ monitoring-test: ## Test the alerts and the dashboard with the libraries of Prom
 	go -C tools/monitoring test -count=1 ./...
 
 .PHONY: e2e
-e2e: stories real-parts ## Run every test on real parts (E2E_FLAGS="-v -run NAME")
+e2e: stories conformance-and-chaos real-parts ## Run every test on real parts (E2E_FLAGS="-v -run NAME")
 
 .PHONY: stories
-stories: tools build ## Run the stories, chaos and conformance (E2E_FLAGS="-v -run NAME")
-	CHAOS_SEED=$${CHAOS_SEED:-21} go test -tags e2e -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
+stories: tools build ## Run the stories (E2E_FLAGS="-v -run NAME")
+	go test -tags e2e -count=1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e
+
+.PHONY: conformance-and-chaos
+conformance-and-chaos: tools build ## Compare with a real Consul, and make the faults of one seed
+	CHAOS_SEED=$${CHAOS_SEED:-21} go test -tags e2e -count=1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./e2e/bench ./e2e/chaos ./e2e/conformance
 
 .PHONY: real-parts
 real-parts: tools build ## Run the tests of packages that need real parts
-	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts
+	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts
 
 .PHONY: chaos
 chaos: debian $(CONSUL) $(ENVOYS) build ## Make random faults under load (CHAOS_TIME=10m CHAOS_SEED=123 CHAOS_ACTIONS=kill-usher,rotate-ca)

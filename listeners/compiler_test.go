@@ -33,7 +33,9 @@ var resourcesAsMaps = cmp.Options{
 	orderedcmp.Entries[*typev3.TokenBucket](),
 }
 
-func equalResources(a, b *Resources) bool { return cmp.Equal(a, b, resourcesAsMaps, cmp.Comparer(proto.Equal)) }
+func equalResources(a, b *Resources) bool {
+	return cmp.Equal(a, b, resourcesAsMaps, cmp.Comparer(proto.Equal))
+}
 
 // diffResources shows what differs, field by field. It returns "" if nothing does, which is much faster to find out.
 func diffResources(a, b *Resources) string {
