@@ -70,6 +70,20 @@ func (s *stateStory) restartWithoutConsul(t *testing.T, launch func(*testing.T, 
 	load.WantNoFailures(t)
 }
 
+// withoutAuthorizations calls f while the state directory has the gateway, but no caller who may have it.
+func (s *stateStory) withoutAuthorizations(t *testing.T, f func()) {
+	t.Helper()
+	path := filepath.Join(s.dir, "authorizations.state")
+	aside := path + ".aside"
+	if err := os.Rename(path, aside); err != nil {
+		t.Fatal(err)
+	}
+	f()
+	if err := os.Rename(aside, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // waitRestored waits until the gateway is restored, and wants every place to say so.
 func waitRestored(t *testing.T, u *lab.Usher) {
 	t.Helper()
@@ -96,7 +110,7 @@ func waitRestored(t *testing.T, u *lab.Usher) {
 }
 
 // TestRestartWithoutConsul restarts Usher while Consul is away. A new Envoy with the token of the one before gets all of its
-// configuration. A damaged file is not used. When Consul answers again, everything is from Consul.
+// configuration. An Usher that knows no Envoy which may have the configuration is not ready. A damaged file is not used.
 func TestRestartWithoutConsul(t *testing.T) {
 	t.Parallel()
 	const key = "the secret of an operator, 0123456789"
@@ -115,6 +129,11 @@ func TestRestartWithoutConsul(t *testing.T) {
 	}
 
 	s.usher.Kill()
+	s.withoutAuthorizations(t, func() {
+		s.usher = lab.LaunchUsher(t, s.options)
+		s.usher.WantNotReady(t, "connection refused")
+		s.usher.Kill()
+	})
 	files, err := filepath.Glob(filepath.Join(s.dir, "gateway-*.state"))
 	if err != nil || len(files) != 1 {
 		t.Fatalf("files %q, %v; want one", files, err)
