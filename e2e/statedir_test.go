@@ -155,7 +155,19 @@ func TestRestartWithoutConsul(t *testing.T) {
 	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
 }
 
-// TestRestartWithoutConsulAndPrivateKeys is the same without a key: the Envoy that runs keeps everything. A new one gets no
+// TestRestartWithoutConsulOnAReadOnlyDisk is the same on a disk that has become read-only. Usher reads what is there.
+func TestRestartWithoutConsulOnAReadOnlyDisk(t *testing.T) {
+	t.Parallel()
+	s := startStateStory(t, "the secret of an operator, 0123456789")
+	s.options.ReadOnly = s.dir
+	s.restartWithoutConsul(t, lab.StartUsher)
+	waitRestored(t, s.usher)
+	s.running.Kill()
+	lab.StartBootstrapped(t, s.own)
+	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
+}
+
+// TestRestartWithoutConsulAndPrivateKeys is TestRestartWithoutConsul without a key: the Envoy that runs keeps everything. A new one gets no
 // listener, so Usher is not ready.
 func TestRestartWithoutConsulAndPrivateKeys(t *testing.T) {
 	t.Parallel()

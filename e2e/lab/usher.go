@@ -27,6 +27,8 @@ type UsherOptions struct {
 	Log     string   // path that replaces the log file
 	Files   int      // limit of open files; 0 as the test
 	Memory  int      // memory limit in bytes; 0 as the test
+	// ReadOnly is a directory that Usher has on a file system that is read-only; "" for none.
+	ReadOnly string
 }
 
 // Usher is a running `usher serve` that its host's Envoys reach on loopback,
@@ -81,6 +83,10 @@ func LaunchUsher(t *testing.T, o UsherOptions) *Usher {
 	}
 	if o.Memory > 0 {
 		c.Path, c.Args = inMemoryGroup(t, o.Memory, c.Path, c.Args)
+	}
+	if o.ReadOnly != "" {
+		c.Args = append([]string{"--mount", "sh", "-c", `mount --bind -o ro "$0" "$0" && exec "$@"`, o.ReadOnly, c.Path}, c.Args...)
+		c.Path = testprocess.Debian(t, "unshare", "util-linux")
 	}
 	if o.Log != "" {
 		c.Args = append([]string{"-c", `exec "$@" 2>"$0"`, o.Log, c.Path}, c.Args...)
