@@ -26,7 +26,7 @@ E2E_FLAGS   ?= -v
 # A story waits most of the time and takes up to half a GiB; the one with an Envoy for each of fifty Services up to 5 GiB.
 E2E_PARALLEL ?= 3
 # So many packages are tested at once where most of their tests wait.
-PACKAGES_AT_ONCE ?= 4
+PACKAGES_AT_ONCE ?= 3
 # One in Kubernetes keeps a processor busy. Those that count lost requests run alone.
 KUBERNETES_PARALLEL ?= 2
 # The faults of a run of chaos; without a seed, it chooses one and prints it.
