@@ -21,6 +21,7 @@ import (
 var apiServerFaults = []struct{ fault, problem string }{
 	{"503", "the API server answers with an error"},
 	{"hang", "the API server does not answer in time"},
+	{"slow body", "the API server does not answer in time"},
 	{"reset before the answer", "cannot be reached"},
 	{"half of the JSON", "the API server answers with an error"},
 }
