@@ -260,7 +260,7 @@ func (c *cluster) waitChanged(t *testing.T, want bool) {
 // startWebhook starts Usher as installed. The API server of the test runs on the same host, and calls it there.
 func (c *cluster) startWebhook(t *testing.T) *testprocess.Process {
 	t.Helper()
-	port := testprocess.FreePort(t, nil, "127.0.0.1")
+	port := testprocess.FreePort(t)
 	addresses := strings.NewReplacer("=:18000", "=127.0.0.1:0", "=:18001", "=127.0.0.1:0", "=:18002", "=127.0.0.1:0", "=:18003", fmt.Sprint("=127.0.0.1:", port))
 	usher := c.startPod(t, c.get(t, "Deployment", "usher"), addresses)
 	path := collection("MutatingWebhookConfiguration", "") + "/consul-usher-gateway-pods"

@@ -32,7 +32,7 @@ func startConsul(t *testing.T, tls bool) *consulServer {
 	t.Helper()
 	ports := map[string]any{"http": -1, "https": -1, "grpc": -1, "grpc_tls": -1, "dns": -1}
 	for _, name := range []string{"server", "serf_lan", "serf_wan"} {
-		ports[name] = testprocess.FreePort(t, nil, "127.0.0.1")
+		ports[name] = testprocess.FreePort(t)
 	}
 	config := map[string]any{"ports": ports, "acl": map[string]any{
 		"enabled": true, "default_policy": "deny",
@@ -40,7 +40,7 @@ func startConsul(t *testing.T, tls bool) *consulServer {
 	}}
 	dir := testprocess.NewDir(t)
 	s := &consulServer{tokenFile: writeFile(t, filepath.Join(dir, "token"), managementToken+"\n")}
-	http, grpc := testprocess.FreePort(t, nil, "127.0.0.1"), testprocess.FreePort(t, nil, "127.0.0.1")
+	http, grpc := testprocess.FreePort(t), testprocess.FreePort(t)
 	if tls {
 		ports["https"], ports["grpc_tls"] = http, grpc
 		s.http, s.grpc = fmt.Sprint("https://127.0.0.1:", http), fmt.Sprint("https://127.0.0.1:", grpc)

@@ -39,7 +39,7 @@ const (
 // behind it that is part of the mesh.
 func newGateway(t *testing.T, c *cluster, consul *consulServer, config map[string]any) *gateway {
 	t.Helper()
-	g := &gateway{consul: consul, pod: "ingress-gateway-0", port: testprocess.FreePort(t, nil, "127.0.0.1"), admin: testprocess.FreePort(t, nil, "127.0.0.1")}
+	g := &gateway{consul: consul, pod: "ingress-gateway-0", port: testprocess.FreePort(t), admin: testprocess.FreePort(t)}
 	c.create(t, serviceAccount(gatewayAccount))
 	pod := gatewayPod(t)
 	pod.metadata()["name"] = g.pod

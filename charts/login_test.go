@@ -32,7 +32,7 @@ tokenReview: {enabled: true}
 `, consul.http, consul.grpc))
 	c.helm(t, "install", release, absolute(t, "usher"), "-f", values)
 
-	xds, admin := fmt.Sprint("127.0.0.1:", testprocess.FreePort(t, nil, "127.0.0.1")), fmt.Sprint("127.0.0.1:", testprocess.FreePort(t, nil, "127.0.0.1"))
+	xds, admin := fmt.Sprint("127.0.0.1:", testprocess.FreePort(t)), fmt.Sprint("127.0.0.1:", testprocess.FreePort(t))
 	bearer := writeFile(t, filepath.Join(testprocess.NewDir(t), "token"), serviceAccountToken(t, c, "usher"))
 	start := func() *testprocess.Process {
 		return c.startPod(t, c.get(t, "Deployment", "usher"), strings.NewReplacer("=:18000", "="+xds, "=:18001", "="+admin),

@@ -34,7 +34,7 @@ consul: {httpAddr: %q, grpcAddr: %q, token: {secretName: usher-token}, envoyLogi
 `, consul.http, consul.grpc))
 	c.helm(t, "install", release, absolute(t, "usher"), "-f", values)
 
-	xds, admin := fmt.Sprint("127.0.0.1:", testprocess.FreePort(t, nil, "127.0.0.1")), fmt.Sprint("127.0.0.1:", testprocess.FreePort(t, nil, "127.0.0.1"))
+	xds, admin := fmt.Sprint("127.0.0.1:", testprocess.FreePort(t)), fmt.Sprint("127.0.0.1:", testprocess.FreePort(t))
 	usher := c.startPod(t, c.get(t, "Deployment", "usher"), strings.NewReplacer("=:18000", "="+xds, "=:18001", "="+admin))
 	testprocess.Eventually(t, "Usher is ready", testprocess.StartDeadline, func() error {
 		if err := usher.Alive(); err != nil {

@@ -167,8 +167,8 @@ func TestRestartWithoutConsulOnAReadOnlyDisk(t *testing.T) {
 	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
 }
 
-// TestRestartWithoutConsulAndPrivateKeys is TestRestartWithoutConsul without a key: the Envoy that runs keeps everything. A new one gets no
-// listener, so Usher is not ready.
+// TestRestartWithoutConsulAndPrivateKeys is TestRestartWithoutConsul without a key: the Envoy that runs keeps everything. A
+// new one gets no listener, so Usher is not ready.
 func TestRestartWithoutConsulAndPrivateKeys(t *testing.T) {
 	t.Parallel()
 	s := startStateStory(t, "")

@@ -49,7 +49,7 @@ func newCheckedCluster(t *testing.T, o apiserver.Options) *checkedCluster {
 // startConsul starts a Consul server on loopback, and waits until it has a leader.
 func startConsul(t *testing.T) (addr string, client *api.Client) {
 	t.Helper()
-	port := func() string { return strconv.Itoa(testprocess.FreePort(t, nil, "127.0.0.1")) }
+	port := func() string { return strconv.Itoa(testprocess.FreePort(t)) }
 	http := port()
 	process := testprocess.Start(t, testprocess.Command{
 		Name: "consul", Path: testprocess.Tool(t, "consul-1.22.0", "consul"), Args: []string{

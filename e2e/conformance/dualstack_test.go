@@ -43,7 +43,7 @@ func TestSameResourcesAsConsulOnIPv6(t *testing.T) {
 // addresses of its host, and to no other one.
 func wantTaken(t *testing.T, r resources, listeners, from []string) {
 	t.Helper()
-	port, moved := testprocess.FreePort(t, nil, "::"), map[string]tree{}
+	port, moved := testprocess.FreePortAt(t, nil, "::"), map[string]tree{}
 	for _, name := range listeners {
 		l, ok := r[resource.ListenerType][name].(map[string]any)
 		if !ok {

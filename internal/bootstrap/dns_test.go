@@ -65,7 +65,7 @@ func TestEnvoyFindsUsherAtItsNewAddress(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			dir := t.TempDir()
 			hosts, config := filepath.Join(dir, "hosts"), filepath.Join(dir, "bootstrap.json")
-			port := strconv.Itoa(testprocess.FreePort(t, nil, "127.0.0.1"))
+			port := strconv.Itoa(testprocess.FreePort(t))
 			before := startXDSServer(t, "127.0.0.1:"+port)
 			after := startXDSServer(t, "127.0.0.2:"+port)
 			v := ofPlainGateway()

@@ -44,7 +44,7 @@ func (s *Server) Grant(t *testing.T, file string) {
 		}
 		s.post(t, path+strings.ToLower(kind)+"s", object)
 		if kind == "RoleBinding" {
-			s.waitGranted(t, rbacPath, object)
+			s.waitGranted(t, rbacPath, "rolebindings/"+object["metadata"].(map[string]any)["name"].(string))
 		}
 	}
 }
@@ -52,14 +52,14 @@ func (s *Server) Grant(t *testing.T, file string) {
 // GrantCluster gives a service account a ClusterRole in the whole cluster, and waits until it is in effect.
 func (s *Server) GrantCluster(t *testing.T, account, role string) {
 	t.Helper()
-	binding := map[string]any{
+	name := account + "-" + strings.ReplaceAll(role, ":", "-")
+	s.post(t, clusterRBACPath+"clusterrolebindings", map[string]any{
 		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-		"metadata": map[string]any{"name": account + "-" + strings.ReplaceAll(role, ":", "-")},
+		"metadata": map[string]any{"name": name},
 		"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
 		"subjects": []any{map[string]any{"kind": "ServiceAccount", "name": account, "namespace": Namespace}},
-	}
-	s.post(t, clusterRBACPath+"clusterrolebindings", binding)
-	s.waitGranted(t, clusterRBACPath, binding)
+	})
+	s.waitGranted(t, clusterRBACPath, "clusterrolebindings/"+name)
 }
 
 // CreateClusterRole creates a ClusterRole for one verb on one type of the core API.
@@ -88,18 +88,12 @@ func (s *Server) Revoke(t *testing.T, binding string) {
 }
 
 // waitGranted waits until the server's authorizer, which reads roles and bindings by a watch, allows what the binding gives.
-func (s *Server) waitGranted(t *testing.T, path string, object map[string]any) {
+func (s *Server) waitGranted(t *testing.T, path, bindingName string) {
 	t.Helper()
 	var binding rbacv1.RoleBinding // a ClusterRoleBinding has the same fields
-	convert(t, object, &binding)
+	s.read(t, path+bindingName, &binding)
 	var role rbacv1.Role // a ClusterRole has the same rules
-	text, err := s.admin.Get().AbsPath(path + strings.ToLower(binding.RoleRef.Kind) + "s/" + binding.RoleRef.Name).DoRaw(t.Context())
-	if err == nil {
-		err = json.Unmarshal(text, &role)
-	}
-	if err != nil {
-		t.Fatalf("the role %s: %v", binding.RoleRef.Name, err)
-	}
+	s.read(t, path+strings.ToLower(binding.RoleRef.Kind)+"s/"+binding.RoleRef.Name, &role)
 	for _, subject := range binding.Subjects {
 		user := "system:serviceaccount:" + subject.Namespace + ":" + subject.Name
 		for _, rule := range role.Rules {
@@ -140,14 +134,14 @@ func (s *Server) waitAllowed(t *testing.T, user string, rule rbacv1.PolicyRule) 
 	})
 }
 
-// convert reads an object as the type of to.
-func convert(t *testing.T, object, to any) {
+// read reads an object of any API.
+func (s *Server) read(t *testing.T, path string, object any) {
 	t.Helper()
-	text, err := json.Marshal(object)
+	text, err := s.admin.Get().AbsPath(path).DoRaw(t.Context())
 	if err == nil {
-		err = json.Unmarshal(text, to)
+		err = json.Unmarshal(text, object)
 	}
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("read %s: %v", path, err)
 	}
 }

@@ -21,12 +21,6 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// testHost is the host of the test.
-type testHost struct{}
-
-// Do implements testprocess.Host.
-func (testHost) Do(f func() error) error { return f() }
-
 // Options are where the server runs. The zero value: on the host of the test, on
 // loopback.
 type Options struct {
@@ -67,7 +61,7 @@ const tokens = "admin,admin,1,system:masters\nusher,system:serviceaccount:" + Na
 func Start(t *testing.T, o Options) *Server {
 	t.Helper()
 	if o.Host == nil {
-		o = Options{Host: testHost{}, IP: "127.0.0.1", Dial: new(net.Dialer).DialContext, Flags: o.Flags}
+		o = Options{IP: "127.0.0.1", Dial: new(net.Dialer).DialContext, Flags: o.Flags}
 	}
 	s := &Server{options: o, dir: testprocess.NewDir(t)}
 	s.address = s.freeAddress(t)
@@ -146,7 +140,7 @@ func (s *Server) run(t *testing.T, name, path string, args ...string) *testproce
 // freeAddress returns an address without a listener.
 func (s *Server) freeAddress(t *testing.T) string {
 	t.Helper()
-	return net.JoinHostPort(s.options.IP, strconv.Itoa(testprocess.FreePort(t, s.options.Host, s.options.IP)))
+	return net.JoinHostPort(s.options.IP, strconv.Itoa(testprocess.FreePortAt(t, s.options.Host, s.options.IP)))
 }
 
 // writeKey writes the key that signs tokens of service accounts, which no test uses.

@@ -13,21 +13,27 @@ import (
 // The ports of FreePort. Linux gives ports from 32768 on to connections that go out.
 const (
 	firstPort = 16384
-	lastPort  = 32767
+	ports     = 16384
 )
 
-// portsTaken counts the ports that FreePort has tried. It starts anywhere, because tests of another package may run.
-var portsTaken atomic.Int64
+// portsTried counts the ports that FreePort has tried. It starts anywhere, because tests of another package may run.
+var portsTried atomic.Int64
 
-func init() { portsTaken.Store(rand.Int64N(lastPort - firstPort)) }
+func init() { portsTried.Store(rand.Int64N(ports)) }
 
-// FreePort returns a TCP port without a listener at an IP address of the host; nil is where the test runs. No other call
-// in this process gets the same one, and no connection that goes out has it.
-func FreePort(t *testing.T, host Host, ip string) (port int) {
+// FreePort returns a TCP port without a listener on loopback where the test runs. No other call in this process gets the
+// same one, and no connection that goes out has it.
+func FreePort(t *testing.T) int {
+	t.Helper()
+	return FreePortAt(t, nil, "127.0.0.1")
+}
+
+// FreePortAt is FreePort for an IP address of a host; nil is where the test runs.
+func FreePortAt(t *testing.T, host Host, ip string) (port int) {
 	t.Helper()
 	var err error
-	for range lastPort - firstPort {
-		port = firstPort + int(portsTaken.Add(1))%(lastPort-firstPort+1)
+	for range ports {
+		port = firstPort + int(portsTried.Add(1))%ports
 		if err = onHost(host, func() error { return tryPort(t, ip, port) }); err == nil {
 			return port
 		}
