@@ -52,6 +52,7 @@ func startFaultLab(t *testing.T) *faultLab {
 	lab.StartEcho(t, l.Service, 8080)
 	lab.RegisterService(t, lab.ServiceOptions{Name: "static-server", Port: 8080, Consul: f.Consul, Host: l.Service, Envoy: lab.EnvoyNew, Token: lab.ManagementToken})
 	f.Consul.WaitChecked(t, "static-server")
+	f.waitPeer(t)
 	f.transport = &http.Transport{DialContext: l.Control.Dial, MaxIdleConnsPerHost: 1000, DisableCompression: true}
 	t.Cleanup(f.transport.CloseIdleConnections)
 	return f
@@ -73,6 +74,18 @@ func (f *faultLab) registerFar(t *testing.T) {
 		// A wildcard finds a service for good only where it has an instance itself.
 		registerSidecar(t, f.Consul, &api.AgentService{ID: service, Service: service, Address: lab.RemoteServiceIP, Port: 8080})
 	}
+}
+
+// waitPeer waits until Consul knows the instance that the peer exports.
+func (f *faultLab) waitPeer(t *testing.T) {
+	t.Helper()
+	testprocess.Eventually(t, "the peer's instance is known", testprocess.StartDeadline, func() error {
+		instances, _, err := f.Consul.Client.Health().Connect("static-server", "", false, &api.QueryOptions{Peer: lab.Far})
+		if err == nil && len(instances) == 0 {
+			return errNotYet
+		}
+		return err
+	})
 }
 
 // sidecarOf is an instance of a mesh service.

@@ -185,6 +185,7 @@ func (r *faultGateway) wantNoEffect(t *testing.T, c faultCell) {
 // liveWorker has a real Envoy, too, which is under load.
 type liveWorker struct {
 	*faultGateway
+	envoy    *lab.Envoy
 	load     *lab.Load
 	failures int           // that were reported
 	served   time.Duration // since the load's start: see waitServed
@@ -196,7 +197,7 @@ func (f *faultLab) startLiveWorker(t *testing.T, i int) *liveWorker {
 	h := f.AddHost(t, fmt.Sprint("gateway-", i), fmt.Sprint("198.18.1.", 10+i))
 	w := &liveWorker{faultGateway: f.newGateway(t, i, h, 18000)}
 	w.startUsher(t)
-	lab.StartGateway(t, lab.GatewayOptions{Host: h, Consul: f.Consul, Envoy: lab.EnvoyNew, GRPCAddr: "http://" + w.usher.xds, Service: w.gateway, Token: lab.ManagementToken})
+	w.envoy = lab.StartGateway(t, lab.GatewayOptions{Host: h, Consul: f.Consul, Envoy: lab.EnvoyNew, GRPCAddr: "http://" + w.usher.xds, Service: w.gateway, Token: lab.ManagementToken})
 	t.Cleanup(w.fake.connect(f.dialXDS(t, h, w.port)))
 	w.waitComplete(t)
 	target := lab.Request{From: f.Client, To: h.Addr(8080)}
@@ -273,9 +274,17 @@ func (w *liveWorker) recover(t *testing.T, c faultCell, failed bool) {
 }
 
 // waitServed waits until requests are answered again, and forgives those that
-// began before and were not.
+// began before and were not. The real Envoy may be behind the fake one: it is
+// done with the fault only when it has the last change.
 func (w *liveWorker) waitServed(t *testing.T) {
 	t.Helper()
+	testprocess.Eventually(t, fmt.Sprintf("the endpoint with port %d reaches envoy", w.moved), testprocess.ChangeDeadline, func() error {
+		clusters, err := w.envoy.Admin("/clusters")
+		if err == nil && !strings.Contains(clusters, fmt.Sprintf(":%d::", w.moved)) {
+			return errNotYet
+		}
+		return err
+	})
 	lab.WaitStatus(t, w.load.Target, http.StatusOK)
 	w.served = time.Since(w.load.Started)
 }
