@@ -132,7 +132,7 @@ func TestTheLeaderIsAskedForTheKind(t *testing.T) {
 		t.Fatal(err)
 	}
 	q := asked.URL.Query()
-	if asked.URL.EscapedPath() != "/v1/catalog/service/a%2Fb" || q.Has("stale") || q.Get("filter") != `ServiceKind == "ingress-gateway"` ||
+	if asked.URL.EscapedPath() != "/v1/catalog/service/a%2Fb" || q.Has("stale") || !q.Has("consistent") || q.Get("filter") != `ServiceKind == "ingress-gateway"` ||
 		q.Get("partition") != "p" || q.Get("ns") != "default" || asked.Header.Get("X-Consul-Token") != "secret" {
 		t.Errorf("asked %s with the token %q", asked.URL, asked.Header.Get("X-Consul-Token"))
 	}

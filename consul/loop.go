@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"math/rand/v2"
 	"reflect"
 	"time"
@@ -35,8 +36,10 @@ func (r queryResult) isEmpty() bool { return r.value == nil && r.err == nil }
 // watchLoop keeps a result up to date with blocking queries
 // (https://developer.hashicorp.com/consul/api-docs/features/blocking).
 type watchLoop struct {
-	query  func(ctx context.Context, index uint64) (response, error)
-	decode decodeFunc
+	query func(ctx context.Context, index uint64) (response, error)
+	// askLeader sends the query to Consul's leader, without blocking. It is nil if an agent counts indexes of its own.
+	askLeader func(ctx context.Context) (response, error)
+	decode    decodeFunc
 	// report receives the result of each attempt. It is news if the value is new, if the query has ceased to fail, if it
 	// is one of the first maxReportedFailures failures in a row, or if it fails with another outcome than before.
 	report        func(r queryResult, news bool)
@@ -49,7 +52,7 @@ type watchLoop struct {
 
 	result    queryResult
 	index     uint64            // for the next query; 0 if that must not block
-	lastIndex uint64            // the latest index that Consul gave; 0 if that was another agent than from
+	lastIndex uint64            // of the last good response; 0 before the first, and if it had none
 	from      *target           // the agent that sent the last good response
 	bodyHash  [sha256.Size]byte // of the last body
 	// rereadAt is when to send a non-blocking query because Consul's ACLs filtered the last response. It is zero if they
@@ -79,9 +82,24 @@ func (l *watchLoop) run(ctx context.Context) {
 // refusal.
 func (l *watchLoop) attempt(ctx context.Context, index uint64) (response, error) {
 	r, err := l.queryOrRestore(ctx, index)
+	if err == nil && l.askLeader != nil && r.index > 0 && r.index < l.lastIndex {
+		r, err = l.confirm(ctx, r)
+	}
 	isRestored := !l.result.restored().IsZero() && !l.result.answer.refused
 	if r.refused && !isRestored && !l.restore(true) {
 		return r, nil
+	}
+	return r, err
+}
+
+// confirm replaces a response that is older than the last good one by the leader's, which may be as old: then Consul's
+// state was replaced. A server that has just started answers with the state of its last Raft snapshot until it has read
+// its log, and it knows a leader already. That state may be hours old, and lack services, intentions and root certificates.
+func (l *watchLoop) confirm(ctx context.Context, old response) (response, error) {
+	r, err := l.askLeader(ctx)
+	if err != nil {
+		err = fmt.Errorf("a consul server answered with an older state than before (index %d, before %d), and the leader did not answer: %w",
+			old.index, l.lastIndex, err)
 	}
 	return r, err
 }
@@ -147,12 +165,10 @@ func (l *watchLoop) handleError(err error) (pause time.Duration) {
 // permissions of Usher's token have changed.
 func (l *watchLoop) nextIndex(r response, same, recovered bool) uint64 {
 	l.recordFiltered(r, same)
-	if r.from != l.from { // indexes of different agents may differ
-		l.from, l.lastIndex = r.from, 0
-	}
-	// A non-blocking response may come from a server that is a little behind.
-	wentBack := r.index < l.lastIndex && r.index > 0 && (l.index > 0 || recovered)
-	l.lastIndex = r.index
+	// At another address everything is read again in any case. And without a restored snapshot, the indexes of a few
+	// queries may go back, too.
+	wentBack := r.index < l.lastIndex && r.index > 0 && r.from == l.from && (l.index > 0 || recovered)
+	l.lastIndex, l.from = r.index, r.from
 	if (wentBack || r.early) && l.stateReplaced != nil {
 		l.stateReplaced()
 	}

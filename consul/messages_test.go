@@ -74,6 +74,7 @@ func messagesOfReports(t *testing.T) (lines []string) {
 	m.logFailure(query{queryType: rootsType}, nil, errors.New("consul answered 500"), failureContext{hasAnswer: true, restored: saved})
 	m.noteRestored(query{queryType: rootsType}, queryResult{value: &caRoots{}, err: away, answer: &answer{saved: saved}})
 	m.logFailure(heartbeat, away, away, failureContext{})
+	lines = append(lines, textOf(t, withoutLeader(t)))
 	for _, payload := range []string{"", "{}"} {
 		_, err := decodeAllowances([]byte(payload))
 		lines = append(lines, textOf(t, err))

@@ -25,7 +25,7 @@ type queryType struct {
 	params   []string      // sent in addition to those of the query
 	local    bool          // the agent answers from its own cache or configuration
 	public   bool          // the response needs no token
-	leader   bool          // only Consul's leader answers, because an old answer would be wrong
+	leader   bool          // only Consul's leader answers, with its newest state, because an old answer would be wrong
 	optional bool          // Usher can do without the response; if Consul refuses it, the response is empty
 	interval time.Duration // how often Usher sends a query that cannot block; 0: several times a second
 	needs    string        // the permission that Usher's token needs; empty: none
@@ -110,6 +110,14 @@ func (q query) String() string {
 	return b.String()
 }
 
+// atLeader returns the same query to Consul's leader.
+func (q query) atLeader() query {
+	t := *q.queryType
+	t.leader = true
+	q.queryType = &t
+	return q
+}
+
 // withRemedy adds to the error of a denied query what the token needs.
 func (q query) withRemedy(err error) error {
 	e, ok := errors.AsType[*callError](err)
@@ -132,10 +140,10 @@ func (q query) parameters() [][2]string {
 type response struct {
 	body     []byte
 	index    uint64    // 0: there is none
+	from     *target   // the agent that gave it
 	streamed bool      // it is from the streaming backend, which answers blocking health queries
 	filtered bool      // Consul's ACLs left something out
 	refused  bool      // Consul refused it, and the query type is optional
-	from     *target   // the agent that gave it
 	date     time.Time // of the server that wrote it; zero: not known, or it is from a cache
 	early    bool      // it has the index of the query, and came before the wait time was over
 }
@@ -164,15 +172,16 @@ const (
 // may limit how long a request takes (http_config.write_timeout of Consul 1.22.5 and later), and a connection may die. Only
 // if Consul does not answer then, the query has failed.
 //
-// If Consul's streaming backend answers with an empty list, query sends a second query that does not use that backend.
-// The backend also answers so if Usher's token has lost the permission to read the service.
+// If Consul's streaming backend answers with an empty list or an index before that of the query, query sends a second query
+// that does not use that backend. The backend also answers with an empty list if Usher's token has lost the permission to
+// read the service, and it counts other indexes than Consul's state.
 func (c *Client) query(ctx context.Context, q query, index uint64, wait time.Duration) (response, error) {
 	r, err := c.queryOnce(ctx, q, index, wait)
 	if index > 0 && ctx.Err() == nil && isCutOff(err) {
 		c.logger.Debug("the connection of a blocking query ended without an answer", "consul", c.Address(), "query", q.String(), "error", err)
 		return c.queryOnce(ctx, q, 0, wait)
 	}
-	if err == nil && index > 0 && r.streamed && string(bytes.TrimSpace(r.body)) == "[]" {
+	if err == nil && index > 0 && r.streamed && (r.index < index || string(bytes.TrimSpace(r.body)) == "[]") {
 		return c.queryOnce(ctx, q, 0, wait)
 	}
 	return r, err
@@ -288,7 +297,9 @@ func (c *Client) noteUnknownToken(token gateway.Secret, err error) {
 }
 
 // params returns all URL parameters. Any server may answer a watch (stale), as for Consul's own proxies. Otherwise the
-// leader would have to answer all of them.
+// leader would have to answer all of them. What needs the leader waits until it has its newest state (consistent): in the
+// default mode, a new leader may answer with an older one
+// (https://developer.hashicorp.com/consul/api-docs/features/consistency).
 func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	p := url.Values{}
 	q.namespace, q.partition = c.tenancy(q.namespace, q.partition)
@@ -300,7 +311,11 @@ func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	for _, key := range q.queryType.params {
 		p.Set(key, "")
 	}
-	if !q.queryType.local && !q.queryType.leader {
+	switch {
+	case q.queryType.local:
+	case q.queryType.leader:
+		p.Set("consistent", "")
+	default:
 		p.Set("stale", "")
 	}
 	if index > 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -27,6 +28,8 @@ type step struct {
 	body  string
 	err   error
 	after time.Duration
+	// leader says that Consul's leader gives it. The loop of a script without one does not ask the leader.
+	leader bool
 }
 
 // sentQuery is a query: its index, and how long after the answer before.
@@ -65,6 +68,14 @@ func runLoop(t *testing.T, steps ...step) (questions []sentQuery, events []event
 			},
 		}
 		last := time.Now()
+		if slices.ContainsFunc(steps, func(s step) bool { return s.leader }) {
+			l.askLeader = func(ctx context.Context) (response, error) {
+				if len(s.steps) == 0 || !s.steps[0].leader {
+					t.Error("the leader is asked")
+				}
+				return l.query(ctx, 0)
+			}
+		}
 		l.query = func(ctx context.Context, index uint64) (response, error) {
 			s.queries = append(s.queries, sentQuery{index, time.Since(last)})
 			if len(s.steps) == 0 {
@@ -116,6 +127,47 @@ func TestAnIndexThatWentBackIsForgotten(t *testing.T) {
 	)
 	wantEqual(t, []sentQuery{{0, 0}, {5, 0}, {0, 0}, {3, 0}, {4, 0}}, questions)
 	wantEqual(t, []event{{"a", false}, {"b", false}, {"c", false}}, events)
+}
+
+// A server that reads its log answers with an older state.
+func TestAnOlderStateCountsIfTheLeaderHasIt(t *testing.T) {
+	restarted := step{err: errors.New("refused")}
+	for what, test := range map[string]struct {
+		leader step
+		events []event
+		next   uint64
+	}{
+		"the leader has the newer state":     {step{index: 9, body: "b"}, []event{{"a", false}, {"b", false}, {"b", true}, {"b", false}}, 9},
+		"the leader has a snapshot restored": {step{index: 5, body: "a"}, []event{{"a", false}, {"b", false}, {"b", true}, {"a", false}}, 5},
+		"there is no leader":                 {step{err: errors.New("no leader")}, []event{{"a", false}, {"b", false}, {"b", true}, {"b", true}}, 0},
+	} {
+		test.leader.leader = true
+		questions, events := runLoop(t, step{index: 5, body: "a"}, step{index: 9, body: "b"}, restarted, step{index: 5, body: "a"}, test.leader)
+		wantEqual(t, test.events, events)
+		if next := questions[len(questions)-1].Index; next != test.next {
+			t.Errorf("%s: asked with the index %d then, want %d", what, next, test.next)
+		}
+	}
+}
+
+// withoutLeader returns the error of a query that a server answers with an older state, while there is no leader.
+func withoutLeader(t *testing.T) error {
+	t.Helper()
+	l := &watchLoop{
+		lastIndex: 9,
+		query:     func(context.Context, uint64) (response, error) { return response{index: 5}, nil },
+		askLeader: func(context.Context) (response, error) {
+			return response{}, &callError{outcome: outcomeUnreachable, err: errNoLeader}
+		},
+	}
+	_, err := l.attempt(t.Context(), 0)
+	return err
+}
+
+func TestALeaderThatDoesNotAnswerIsUnreachable(t *testing.T) {
+	if err := withoutLeader(t); outcomeOf(err) != outcomeUnreachable {
+		t.Errorf("got the error %v (%s)", err, outcomeOf(err))
+	}
 }
 
 func TestWhatLooksLikeAnotherState(t *testing.T) {
@@ -348,6 +400,7 @@ func TestWhatIsSentWithAQuestion(t *testing.T) {
 		{query{queryType: meshType}, 7, "/v1/config/mesh?index=7&stale=&wait=60000ms"},
 		{query{queryType: instancesType, name: "edge"}, 0, "/v1/health/service/edge?merge-central-config=&stale="},
 		{query{queryType: leafType, name: "edge"}, 0, "/v1/agent/connect/ca/leaf/edge"},
+		{query{queryType: chainType, name: "web"}.atLeader(), 0, "/v1/discovery-chain/web?consistent="},
 		{query{queryType: leafType, name: "../../../kv/x"}, 0, "/v1/agent/connect/ca/leaf/..%2F..%2F..%2Fkv%2Fx"},
 		{query{queryType: chainType, name: "web", namespace: "default", partition: "default"}, 0, "/v1/discovery-chain/web?stale="},
 		{query{queryType: chainType, name: "web", namespace: "a", partition: "b"}, 0, "/v1/discovery-chain/web?ns=a&partition=b&stale="},
@@ -388,6 +441,22 @@ func TestAnEmptyStreamIsAskedForAgain(t *testing.T) {
 	denied = false
 	a, err := c.query(t.Context(), q, 8, time.Minute)
 	if err != nil || a.streamed || a.index != 9 {
+		t.Errorf("answer %+v, error %v; want one that was not streamed", a, err)
+	}
+}
+
+// The streaming backend has an index of its own after a restart.
+func TestAStreamThatIsBehindIsAskedForAgain(t *testing.T) {
+	c := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("index") {
+			w.Header().Set("X-Consul-Query-Backend", "streaming")
+			w.Header().Set("X-Consul-Index", "7")
+		} else {
+			w.Header().Set("X-Consul-Index", "9")
+		}
+		_, _ = w.Write([]byte("[{}]")) // the client may have gone
+	})
+	if a, err := c.query(t.Context(), query{queryType: healthType, name: "web"}, 8, time.Minute); err != nil || a.streamed || a.index != 9 {
 		t.Errorf("answer %+v, error %v; want one that was not streamed", a, err)
 	}
 }

@@ -80,6 +80,9 @@ func (m *watchManager) startWatch(q query) *watch {
 	l := &watchLoop{interval: q.queryType.interval, filtered: m.filtered, pace: newPace()}
 	w := &watch{query: q, refresh: &l.refresh, cancel: cancel, done: make(chan struct{}), subscribers: map[*subscription]bool{}}
 	l.query = func(ctx context.Context, index uint64) (response, error) { return m.query(ctx, l, q, index) }
+	if !q.queryType.local {
+		l.askLeader = func(ctx context.Context) (response, error) { return m.query(ctx, l, q.atLeader(), 0) }
+	}
 	l.decode = func(prev any, r response) (value any, err error) {
 		err = guard.Run(m.client.logger, "consul answer", func() error {
 			value, err = q.queryType.decode(prev, r)

@@ -41,7 +41,7 @@ func TestTheNextConsulAgentIsUsed(t *testing.T) {
 				Args: []string{"--consul-http-addr", local.HTTPAddr + "," + l.Consul.HTTPAddr, "--reauthorize-interval", "1s"},
 			}
 			usher := lab.StartUsher(t, options)
-			envoy := connectShownPorts(t, l, "gateway")
+			envoy := connectShownPorts(t, l, l.Consul.NewToken(t, "gateway", gatewayRules))
 			envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, testprocess.ChangeDeadline)
 			waitAddress(t, usher, local.HTTPAddr, "")
 
@@ -50,7 +50,7 @@ func TestTheNextConsulAgentIsUsed(t *testing.T) {
 			envoy.wait(t, map[string]int{"svc-0000": 21000, "svc-0001": 20001}, recoveryDeadline)
 			warning := "Consul does not answer at " + local.HTTPAddr + ", and Usher uses " + l.Consul.HTTPAddr + ": no answer within 5s"
 			waitAddress(t, usher, l.Consul.HTTPAddr, warning)
-			connectShownPorts(t, l, "another").wait(t, map[string]int{"svc-0000": 21000, "svc-0001": 20001}, testprocess.ChangeDeadline)
+			connectShownPorts(t, l, l.Consul.NewToken(t, "another", gatewayRules)).wait(t, map[string]int{"svc-0000": 21000, "svc-0001": 20001}, testprocess.ChangeDeadline)
 
 			local.Signal(t, syscall.SIGCONT)
 			waitAddress(t, usher, l.Consul.HTTPAddr, "")
@@ -68,16 +68,16 @@ func TestTheNextConsulAgentIsUsed(t *testing.T) {
 			usher.Kill()
 			usher = lab.StartUsher(t, options)
 			waitAddress(t, usher, l.Consul.HTTPAddr, "Consul does not answer at "+local.HTTPAddr)
-			connectShownPorts(t, l, "third").wait(t, map[string]int{"svc-0000": 22000, "svc-0001": 20001}, recoveryDeadline)
+			connectShownPorts(t, l, l.Consul.NewToken(t, "third", gatewayRules)).wait(t, map[string]int{"svc-0000": 22000, "svc-0001": 20001}, recoveryDeadline)
 		})
 	}
 }
 
-// connectShownPorts connects a fake Envoy with a new token of the gateway.
+// connectShownPorts connects a fake Envoy.
 func connectShownPorts(t *testing.T, l *lab.Lab, token string) *shownPorts {
 	t.Helper()
 	s := &shownPorts{
-		envoy: lab.ConnectFakeEnvoy(t, lab.XDSPort{From: l.Gateway}.Dial(t), fakeenvoy.Delta, l.Consul.NewToken(t, token, gatewayRules)),
+		envoy: lab.ConnectFakeEnvoy(t, lab.XDSPort{From: l.Gateway}.Dial(t), fakeenvoy.Delta, token),
 		ports: map[string]int{},
 	}
 	for _, typeURL := range []string{resource.ClusterType, resource.EndpointType, resource.ListenerType, resource.RouteType} {

@@ -112,6 +112,12 @@ func crowdService(i int) string { return fmt.Sprintf("svc-%04d", i) }
 // registerNumbered registers the sidecar of a service without processes.
 func registerNumbered(t *testing.T, l *lab.Lab, i, port int) {
 	t.Helper()
+	if err := tryToRegister(l, i, port); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func tryToRegister(l *lab.Lab, i, port int) error {
 	name := crowdService(i)
 	_, err := l.Consul.Client.Catalog().Register(&api.CatalogRegistration{
 		Node: fmt.Sprintf("crowd-%d", i/50), Address: "198.19.0.1", Service: &api.AgentService{
@@ -119,9 +125,7 @@ func registerNumbered(t *testing.T, l *lab.Lab, i, port int) {
 			Address: "198.19.0.1", Port: port, Proxy: &api.AgentServiceConnectProxyConfig{DestinationServiceName: name},
 		},
 	}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	return err
 }
 
 // waitEndpoints waits until Envoy has exactly those services, each at its port.
