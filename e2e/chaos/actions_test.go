@@ -5,6 +5,9 @@ package chaos
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -269,16 +272,23 @@ func delay(s Step) time.Duration {
 	return 100*time.Millisecond + time.Duration(s.Pick%20)*100*time.Millisecond
 }
 
-// How long certificates live. Consul renews them when 60 to 90 percent of it are over.
+// How long certificates live. Consul renews them when 60 to 90 percent of it are over. A short one survives what keeps an
+// Envoy's configuration away, step after step.
 const (
 	longLeaf  = 72 * time.Hour
-	shortLeaf = 2 * time.Minute
+	shortLeaf = 5 * time.Minute
 )
 
-// rotate gives the mesh a new root, whose certificates live so long. Those of the root before stay valid.
+// rotate gives the mesh a new root, whose certificates live so long. Those of the root before stay valid, but not those of
+// the root before that one: Consul signs a root with the last one only. So the root stays while an Envoy does not have it yet.
 func (w *world) rotate(s Step, ttl time.Duration) {
-	w.rotations++
-	bits := 256 + 128*(w.rotations%2) // another size makes it another root
+	root := w.activeRoot()
+	bits := root.PublicKey.(*ecdsa.PublicKey).Curve.Params().BitSize
+	if err := w.allTrust(root); err != nil {
+		w.note("  the root stays: %v", err)
+	} else {
+		bits = 256 + 384 - bits // another size makes it another root
+	}
 	w.note("  certificates of %v, keys of %d bits", ttl, bits)
 	w.write(s.String(), func(c *api.Client, o *api.WriteOptions) error {
 		_, err := c.Connect().CASetConfig(&api.CAConfig{Provider: "consul", Config: map[string]any{
@@ -287,6 +297,48 @@ func (w *world) rotate(s Step, ttl time.Duration) {
 		}}, o)
 		return err
 	})
+}
+
+// activeRoot is the root that signs now.
+func (w *world) activeRoot() (root *x509.Certificate) {
+	w.read("the mesh's root", func(c *api.Client, o *api.QueryOptions) error {
+		roots, _, err := c.Connect().CARoots(o)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(roots.Roots, func(r *api.CARoot) bool { return r.Active })
+		block, _ := pem.Decode([]byte(roots.Roots[i].RootCertPEM))
+		root, err = x509.ParseCertificate(block.Bytes)
+		return err
+	})
+	return root
+}
+
+// allTrust is nil if each gateway and each sidecar runs, and has the root.
+func (w *world) allTrust(root *x509.Certificate) error {
+	lines := strings.Split(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})), "\n")
+	line := lines[len(lines)/2] // which JSON leaves as it is
+	trusts := func(e *lab.Envoy, d *downtime) error {
+		if d.isDown() {
+			return fmt.Errorf("%s does not run", e.Name)
+		}
+		dump, err := e.Admin("/config_dump")
+		if err == nil && !strings.Contains(dump, line) {
+			err = fmt.Errorf("%s does not have it", e.Name)
+		}
+		return err
+	}
+	for _, e := range w.envoys {
+		if err := trusts(e.Envoy, &e.downtime); err != nil {
+			return err
+		}
+	}
+	for _, x := range w.instances {
+		if err := trusts(x.Envoy, &x.downtime); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func otherMode(mode string) string {

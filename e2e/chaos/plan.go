@@ -32,7 +32,7 @@ const (
 	CutXDSLink      Kind = "cut-xds-link"
 	SlowXDSLink     Kind = "slow-xds-link"
 	RotateCA        Kind = "rotate-ca"
-	ShortLeaf       Kind = "short-leaf" // certificates that expire after two minutes
+	ShortLeaf       Kind = "short-leaf" // certificates that expire after five minutes
 	DeleteEnvoy     Kind = "delete-envoy-token"
 	DeleteUsher     Kind = "delete-usher-token"
 	ChangeEntry     Kind = "change-entry"
@@ -113,7 +113,7 @@ const (
 	consulServers = "consul servers" // at most one of three is away, so there is a quorum
 	consulWrites  = "consul writes"
 	authority     = "certificate authority"
-	longOutages   = "long outages" // which certificates of two minutes would not survive
+	longOutages   = "long outages" // which short certificates would not survive
 	configFile    = "file #"       // without which an Usher does not start
 )
 

@@ -88,6 +88,22 @@ func (d *downtime) begin(killed bool) {
 	last.killed, last.latest = last.killed || killed, time.Time{}
 }
 
+// isDown reports whether it is killed or stopped at the moment, or does not serve yet.
+func (d *downtime) isDown() bool {
+	if len(d.downs) == 0 || !d.last().to.IsZero() {
+		return false
+	}
+	if d.recovery == nil {
+		return true
+	}
+	select {
+	case <-d.recovery.done:
+		return false
+	default:
+		return true
+	}
+}
+
 func (d *downtime) last() *down { return &d.downs[len(d.downs)-1] }
 
 // bound ends the excuse at a time, although it does not serve yet.

@@ -56,7 +56,6 @@ type world struct {
 	saved     []byte       // Consul's snapshot
 	savedWant desired
 
-	rotations         int
 	usherTokenDeleted bool
 
 	log []logLine
