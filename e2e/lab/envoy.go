@@ -5,6 +5,7 @@ package lab
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -170,6 +171,47 @@ func (e *Envoy) ListenerPorts() ([]int, error) {
 		ports = append(ports, status.Address.Socket.Port)
 	}
 	return ports, nil
+}
+
+// isStrict is nil if the active listener on the port demands a PROXY header.
+func (e *Envoy) isStrict(port int) error {
+	body, err := e.Admin("/config_dump?resource=dynamic_listeners")
+	if err != nil {
+		return err
+	}
+	var dump struct {
+		Configs []struct {
+			Active struct {
+				Listener struct {
+					Address struct {
+						Socket struct {
+							Port int `json:"port_value"`
+						} `json:"socket_address"`
+					} `json:"address"`
+					Filters []struct {
+						Name   string `json:"name"`
+						Config struct {
+							AllowWithout bool `json:"allow_requests_without_proxy_protocol"`
+						} `json:"typed_config"`
+					} `json:"listener_filters"`
+				} `json:"listener"`
+			} `json:"active_state"`
+		} `json:"configs"`
+	}
+	if err := json.Unmarshal([]byte(body), &dump); err != nil {
+		return testprocess.Permanent(fmt.Errorf("/config_dump of %s: %w", e.Name, err))
+	}
+	for _, c := range dump.Configs {
+		if c.Active.Listener.Address.Socket.Port != port {
+			continue
+		}
+		for _, f := range c.Active.Listener.Filters {
+			if f.Name == "envoy.filters.listener.proxy_protocol" && !f.Config.AllowWithout {
+				return nil
+			}
+		}
+	}
+	return errors.New("not yet")
 }
 
 // Stat is the value of one of Envoy's counters or gauges, and 0 when Envoy does

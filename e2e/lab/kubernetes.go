@@ -141,6 +141,10 @@ func (p *Pod) WaitMode(t *testing.T, mode string, within time.Duration) {
 		}
 		return nil
 	})
+	if mode == "strict" {
+		// A connection without a header that is still served would be evidence against the Service.
+		testprocess.Eventually(t, p.Envoy.Name+" has the strict listener", testprocess.ChangeDeadline, func() error { return p.Envoy.isStrict(8080) })
+	}
 	p.lab.WaitMode(t, p.Host, mode)
 }
 

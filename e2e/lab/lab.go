@@ -193,11 +193,11 @@ func (l *Network) WaitModeAt(t *testing.T, gateway *Host, port int, mode string)
 	}
 	testprocess.Eventually(t, fmt.Sprintf("%s is in mode %s", gateway.Name, mode), testprocess.ChangeDeadline, func() error {
 		for range consecutive {
-			if got := plain.StatusCode(t); got != plainStatus {
-				return fmt.Errorf("status %d without a header, want %d", got, plainStatus)
-			}
 			if got := withHeader.StatusCode(t); got != headerStatus {
 				return fmt.Errorf("status %d with a header, want %d", got, headerStatus)
+			}
+			if got := plain.StatusCode(t); got != plainStatus {
+				return fmt.Errorf("status %d without a header, want %d", got, plainStatus)
 			}
 		}
 		return nil
