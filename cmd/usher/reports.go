@@ -27,12 +27,19 @@ type connectionReports struct {
 	secret   *reportkey.Secret  // brings the key later if the start did not; nil: another place has the key
 }
 
-// newReports returns an empty store, and the key that the flags give. With --connection-report-key-secret, start gets it.
-func (o serveOptions) newReports(
-	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems, kubernetes *kubeapi.Client,
-	memory reportkey.Memory,
-) (connectionReports, error) {
-	r := connectionReports{store: evidence.NewStore(metrics)}
+// reportParts are what connection reports need of the rest of Usher.
+type reportParts struct {
+	log        *slog.Logger
+	metrics    prometheus.Registerer
+	problems   *controlplane.Problems
+	kubernetes *kubeapi.Client // nil outside Kubernetes
+	memory     reportkey.Memory
+}
+
+// startReports returns an empty store, and the key that the flags give. With --connection-report-key-secret it waits a few
+// seconds for the API server, so that listeners do not change right after the start.
+func (o serveOptions) startReports(ctx context.Context, p reportParts) (connectionReports, error) {
+	r := connectionReports{store: evidence.NewStore(p.metrics)}
 	switch {
 	case !o.connectionReports:
 		return r, nil
@@ -41,36 +48,27 @@ func (o serveOptions) newReports(
 		if err != nil {
 			return r, err
 		}
-		if kubernetes == nil {
+		if p.kubernetes == nil {
 			return r, errors.New("--connection-report-key-secret: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag")
 		}
 		r.secret = reportkey.New(reportkey.Options{
-			Client: kubernetes, Logger: log, Secret: name, Memory: memory,
-			Report: func(found []problem.Problem) { problems.Report("the key of connection reports", found) },
+			Client: p.kubernetes, Logger: p.log, Secret: name, Memory: p.memory,
+			Report: func(found []problem.Problem) { p.problems.Report("the key of connection reports", found) },
 		})
+		r.key = r.secret.Start(ctx)
 	default:
 		var err error
 		if r.key, err = o.reportKey(); err != nil {
 			return r, err
 		}
 		if r.key.IsZero() {
-			log.Info("Envoys do not report connections, because Usher's own Consul token is replaced now and then and gives no key for it; " +
+			p.log.Info("Envoys do not report connections, because Usher's own Consul token is replaced now and then and gives no key for it; " +
 				"set --connection-report-key-secret or --connection-report-key-file")
 			return r, nil
 		}
 	}
 	r.receiver = evidence.NewReceiver(r.key, r.store)
 	return r, nil
-}
-
-// start gets the key of --connection-report-key-secret. It waits a few seconds for the API server, so that listeners do not
-// change right after the start.
-func (r *connectionReports) start(ctx context.Context) {
-	if r.secret == nil {
-		return
-	}
-	r.key = r.secret.Start(ctx)
-	r.receiver.SetKey(r.key)
 }
 
 // taker returns what takes reports; nil if there are none.

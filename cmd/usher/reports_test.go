@@ -56,7 +56,7 @@ func TestWhereTheReportKeyComesFrom(t *testing.T) {
 				t.Fatal(err)
 			}
 			var log strings.Builder
-			got, err := o.newReports(slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), nil, nil, nil)
+			got, err := o.startReports(t.Context(), reportParts{log: slog.New(slog.NewTextHandler(&log, nil)), metrics: prometheus.NewRegistry()})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -90,11 +90,10 @@ func TestReportsAreKnownByTheKeyOfTheSecret(t *testing.T) {
 	}
 	o := serveOptions{connectionReports: true, reportKeySecret: "consul/usher-report-key"}
 	log, metrics := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	reports, err := o.newReports(log, metrics, controlplane.NewProblems(log, metrics), client, nil)
+	reports, err := o.startReports(t.Context(), reportParts{log: log, metrics: metrics, problems: controlplane.NewProblems(log, metrics), kubernetes: client})
 	if err != nil {
 		t.Fatal(err)
 	}
-	reports.start(t.Context())
 	key := evidence.NewKey([]byte(secret))
 	if reports.key != key {
 		t.Error("listeners get another key")

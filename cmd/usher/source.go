@@ -130,10 +130,9 @@ func (o serveOptions) newKubernetesSources(
 	if k.client, err = o.connectKubernetes(); err != nil {
 		return k, err
 	}
-	if k.reports, err = o.newReports(log, metrics, problems, k.client, memory); err != nil {
+	if k.reports, err = o.startReports(ctx, reportParts{log, metrics, problems, k.client, memory}); err != nil {
 		return k, err
 	}
-	k.reports.start(ctx)
 	k.balancers, err = o.newBalancers(k.client, log, metrics, k.reports.shown(), memory)
 	return k, err
 }

@@ -179,7 +179,7 @@ var linodeUDP = []Condition{refuses(Fact{
 	},
 }, `set "proxy-protocol": "none" in `+linode+"port-<port> of the UDP port")}
 
-// linodeOwnProtocol is the fact that a port has a separate protocol, which is not TCP.
+// linodeOwnProtocol is the fact that the annotation of a single port names another protocol than TCP.
 var linodeOwnProtocol = Fact{
 	Clause: `"protocol" in ` + linode + `port-<port> is not "tcp"`, fields: []field{annotationField(linode + "port-<port>")},
 	holds: func(s *corev1.Service, p corev1.ServicePort) bool {
