@@ -94,7 +94,7 @@ func (l *watchLoop) attempt(ctx context.Context, index uint64) (response, error)
 
 // confirm replaces a response that is older than the last good one by the leader's, which may be as old: then Consul's
 // state was replaced. A server that has just started answers with the state of its last Raft snapshot until it has read
-// its log, and it knows a leader already. That state may be hours old, and lack services, intentions and root certificates.
+// its log, and it knows a leader already. That state may be hours old, and lack services and root certificates.
 func (l *watchLoop) confirm(ctx context.Context, old response) (response, error) {
 	r, err := l.askLeader(ctx)
 	if err != nil {
