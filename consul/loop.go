@@ -37,7 +37,8 @@ func (r queryResult) isEmpty() bool { return r.value == nil && r.err == nil }
 // (https://developer.hashicorp.com/consul/api-docs/features/blocking).
 type watchLoop struct {
 	query func(ctx context.Context, index uint64) (response, error)
-	// askLeader sends the query to Consul's leader, without blocking. It is nil if an agent counts indexes of its own.
+	// askLeader sends the query to Consul's leader, without blocking. It is nil for what the agent itself answers, whose
+	// indexes are not those of Consul's state.
 	askLeader func(ctx context.Context) (response, error)
 	decode    decodeFunc
 	// report receives the result of each attempt. It is news if the value is new, if the query has ceased to fail, if it

@@ -445,7 +445,7 @@ func TestAnEmptyStreamIsAskedForAgain(t *testing.T) {
 	}
 }
 
-// The streaming backend has an index of its own after a restart.
+// After a restart, the streaming backend counts other indexes than Consul's state.
 func TestAStreamThatIsBehindIsAskedForAgain(t *testing.T) {
 	c := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Has("index") {

@@ -148,23 +148,34 @@ func (e *Envoy) WaitListener(t *testing.T, port int) {
 	})
 }
 
+// adminJSON decodes what Envoy's admin interface answers.
+func (e *Envoy) adminJSON(path string, answer any) error {
+	body, err := e.Admin(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal([]byte(body), answer); err != nil {
+		return testprocess.Permanent(fmt.Errorf("%s of %s: %w", path, e.Name, err))
+	}
+	return nil
+}
+
+// address is an address as Envoy's admin interface writes it.
+type address struct {
+	Socket struct {
+		Port int `json:"port_value"`
+	} `json:"socket_address"`
+}
+
 // ListenerPorts are the ports of Envoy's active listeners.
 func (e *Envoy) ListenerPorts() ([]int, error) {
-	body, err := e.Admin("/listeners?format=json")
-	if err != nil {
-		return nil, err
-	}
 	var answer struct {
 		Statuses []struct {
-			Address struct {
-				Socket struct {
-					Port int `json:"port_value"`
-				} `json:"socket_address"`
-			} `json:"local_address"`
+			Address address `json:"local_address"`
 		} `json:"listener_statuses"`
 	}
-	if err := json.Unmarshal([]byte(body), &answer); err != nil {
-		return nil, testprocess.Permanent(fmt.Errorf("/listeners of %s: %w", e.Name, err))
+	if err := e.adminJSON("/listeners?format=json", &answer); err != nil {
+		return nil, err
 	}
 	var ports []int
 	for _, status := range answer.Statuses {
@@ -175,40 +186,31 @@ func (e *Envoy) ListenerPorts() ([]int, error) {
 
 // isStrict is nil if the active listener on the port demands a PROXY header.
 func (e *Envoy) isStrict(port int) error {
-	body, err := e.Admin("/config_dump?resource=dynamic_listeners")
-	if err != nil {
-		return err
+	type filter struct {
+		Name   string
+		Config struct {
+			AllowWithout bool `json:"allow_requests_without_proxy_protocol"`
+		} `json:"typed_config"`
 	}
 	var dump struct {
 		Configs []struct {
 			Active struct {
 				Listener struct {
-					Address struct {
-						Socket struct {
-							Port int `json:"port_value"`
-						} `json:"socket_address"`
-					} `json:"address"`
-					Filters []struct {
-						Name   string `json:"name"`
-						Config struct {
-							AllowWithout bool `json:"allow_requests_without_proxy_protocol"`
-						} `json:"typed_config"`
-					} `json:"listener_filters"`
-				} `json:"listener"`
+					Address address
+					Filters []filter `json:"listener_filters"`
+				}
 			} `json:"active_state"`
-		} `json:"configs"`
+		}
 	}
-	if err := json.Unmarshal([]byte(body), &dump); err != nil {
-		return testprocess.Permanent(fmt.Errorf("/config_dump of %s: %w", e.Name, err))
+	if err := e.adminJSON("/config_dump?resource=dynamic_listeners", &dump); err != nil {
+		return err
+	}
+	demandsHeader := func(f filter) bool {
+		return f.Name == "envoy.filters.listener.proxy_protocol" && !f.Config.AllowWithout
 	}
 	for _, c := range dump.Configs {
-		if c.Active.Listener.Address.Socket.Port != port {
-			continue
-		}
-		for _, f := range c.Active.Listener.Filters {
-			if f.Name == "envoy.filters.listener.proxy_protocol" && !f.Config.AllowWithout {
-				return nil
-			}
+		if l := c.Active.Listener; l.Address.Socket.Port == port && slices.ContainsFunc(l.Filters, demandsHeader) {
+			return nil
 		}
 	}
 	return errors.New("not yet")
