@@ -52,6 +52,8 @@ type watchLoop struct {
 	saved         savedSource   // the zero value without a state directory
 
 	result    queryResult
+	pauses    int               // pauses after failures, each longer than the one before; see handleError
+	sent      time.Time         // when the latest query was sent
 	index     uint64            // for the next query; 0 if that must not block
 	lastIndex uint64            // of the last good response; 0 before the first, and if it had none
 	from      *target           // the agent that sent the last good response
@@ -70,6 +72,7 @@ func (l *watchLoop) run(ctx context.Context) {
 			l.index = 0
 		}
 		index := l.index
+		l.sent = time.Now()
 		r, err := l.attempt(cycle, index)
 		if cycle.Err() == nil {
 			pause := l.handle(r, err)
@@ -138,6 +141,9 @@ func (l *watchLoop) handle(r response, err error) (pause time.Duration) {
 		l.result.answer = newAnswer(r)
 	}
 	l.result.err, l.result.failures = nil, 0
+	if l.index > 0 || r.index == 0 {
+		l.pauses = 0
+	}
 	l.index = l.nextIndex(r, same, recovered)
 	l.report(l.result, !same || recovered)
 	if r.index == 0 {
@@ -149,14 +155,22 @@ func (l *watchLoop) handle(r response, err error) (pause time.Duration) {
 
 // handleError keeps the last good value. The next query does not block: after an outage Consul's index may be lower,
 // and no response would come until it has caught up.
+//
+// A good response to that query does not make the pauses short again; one to a blocking query does, or that Consul let one
+// wait. Consul's agent answers a query for a leaf certificate from its cache as long as it does not block, although it
+// would refuse one that does.
 func (l *watchLoop) handleError(err error) (pause time.Duration) {
 	newOutcome := outcomeOf(err) != outcomeOf(l.result.err)
 	l.result.err = err
 	l.result.failures++
+	if l.index > 0 && time.Since(l.sent) >= retry.LongestPause {
+		l.pauses = 0
+	}
+	l.pauses++
 	l.index = 0
 	restored := l.restore(false)
 	l.report(l.result, restored || l.result.failures <= maxReportedFailures || newOutcome)
-	return pauseAfter(err, l.result.failures)
+	return pauseAfter(err, l.pauses)
 }
 
 // nextIndex returns the index for the next query. It returns 0 if that must not block.

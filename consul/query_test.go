@@ -237,11 +237,36 @@ func TestPausesAfterErrorsGrowToABound(t *testing.T) {
 	}
 }
 
-func TestSuccessMakesThePauseShortAgain(t *testing.T) {
+func TestAQueryThatWaitedMakesThePauseShortAgain(t *testing.T) {
 	refused := step{err: errors.New("refused")}
-	questions, _ := runLoop(t, refused, refused, refused, refused, refused, step{index: 1, body: "a"}, refused)
-	if q := questions[len(questions)-1]; q.Pause > retry.FirstPause {
-		t.Errorf("the pause is %v, want at most %v", q.Pause, retry.FirstPause)
+	reset := step{err: errors.New("connection reset"), after: time.Minute}
+	for what, waited := range map[string][]step{
+		"it was answered":                {{index: 2, body: "b"}, refused},
+		"it failed after a minute":       {reset},
+		"consul's answer has no index":   {{body: "b"}, refused},
+		"it was answered after a minute": {{index: 1, body: "a", after: time.Minute}, refused},
+	} {
+		steps := append([]step{refused, refused, refused, refused, refused, {index: 1, body: "a"}}, waited...)
+		questions, _ := runLoop(t, steps...)
+		if q := questions[len(questions)-1]; q.Pause > retry.FirstPause {
+			t.Errorf("%s: the pause is %v, want at most %v", what, q.Pause, retry.FirstPause)
+		}
+	}
+}
+
+// TestAQueryThatFailsWheneverItBlocksIsSentLessAndLess has what Consul's agent says about a leaf certificate after
+// Usher's token was deleted.
+func TestAQueryThatFailsWheneverItBlocksIsSentLessAndLess(t *testing.T) {
+	var steps []step
+	for range 12 {
+		steps = append(steps, step{index: 5, body: "a"}, step{err: errors.New("refused")})
+	}
+	questions, _ := runLoop(t, steps...)
+	for i := 2; i < len(questions); i += 2 {
+		bound := min(retry.FirstPause<<(i/2-1), retry.LongestPause)
+		if q := questions[i]; q.Index != 0 || q.Pause > bound || q.Pause < bound/2 {
+			t.Errorf("query %d has the index %d, and comes after %v; want 0, and %v to %v", i, q.Index, q.Pause, bound/2, bound)
+		}
 	}
 }
 
