@@ -426,6 +426,12 @@ func isUnknownToken(e *callError) bool {
 	return e.status == http.StatusForbidden && strings.Contains(e.text, "ACL not found")
 }
 
+// failsForToken reports whether a query fails because Consul does not know Usher's token.
+func failsForToken(err error) bool {
+	e, ok := errors.AsType[*callError](err)
+	return ok && isUnknownToken(e)
+}
+
 // readACLResponse reads the results of the checks.
 func readACLResponse(body []byte, checks []aclCheck) (results []aclCheck, err error) {
 	if err := json.Unmarshal(body, &results); err != nil {

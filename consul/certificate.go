@@ -216,7 +216,7 @@ func (b *snapshotBuild) addCertificate() {
 	}
 	s := cmp.Or(b.certificate, &certState{})
 	if !s.request.sameCertificate(*b.certRequest) {
-		b.waitFor("the certificate for clients")
+		b.waitFor("the certificate for clients", b.options.HealthTimeout)
 	}
 	b.setCertificate(s)
 }

@@ -291,7 +291,7 @@ func (c *Client) tokenFor(ctx context.Context, t *queryType) (gateway.Secret, er
 
 // noteUnknownToken makes Usher log in again if the error says that Consul does not know its token.
 func (c *Client) noteUnknownToken(token gateway.Secret, err error) {
-	if e, ok := errors.AsType[*callError](err); ok && isUnknownToken(e) {
+	if failsForToken(err) {
 		c.tokens.reportUnknown(token)
 	}
 }

@@ -83,6 +83,7 @@ const (
 
 // runRefreshes refreshes queries until ctx ends, in the cases in which a blocking query does not return after a change:
 // Consul's state was replaced, one of many filtered responses shows more, Consul answers again after an outage, or the client uses another address.
+// When Consul knows Usher's token again, it ends the pauses of all queries that failed because it did not.
 func (m *watchManager) runRefreshes(ctx context.Context, recovered <-chan struct{}) {
 	replaced, secondTime := m.stateReplaced, (<-chan time.Time)(nil)
 	var filteredAt time.Time // when the filtered queries were last refreshed
@@ -94,7 +95,7 @@ func (m *watchManager) runRefreshes(ctx context.Context, recovered <-chan struct
 			m.refreshAfterRestore(ctx, time.Now())
 			replaced, secondTime = nil, time.After(restoreTime)
 		case <-secondTime:
-			m.refreshWatches(ctx, func(w *watch) bool { return w.query.queryType.mayStream() })
+			m.refreshWatches(ctx, m.mayCancel(), func(w *watch) bool { return w.query.queryType.mayStream() })
 			// The refreshed queries have written to stateReplaced, too.
 			select {
 			case <-m.stateReplaced:
@@ -104,13 +105,16 @@ func (m *watchManager) runRefreshes(ctx context.Context, recovered <-chan struct
 		case <-m.filtered.more:
 			if now := time.Now(); now.Sub(filteredAt) >= filteredTime {
 				filteredAt = now
-				m.refreshWatches(ctx, func(w *watch) bool { _, filtered := w.refresh.last(); return filtered })
+				m.refreshWatches(ctx, m.mayCancel(), func(w *watch) bool { _, filtered := w.refresh.last(); return filtered })
 			}
 		case <-recovered:
 			// The connections may be dead, and the state may have been replaced.
 			m.client.watchHTTP.CloseIdleConnections()
 			m.client.aclHTTP.CloseIdleConnections()
-			m.refreshWatches(ctx, func(*watch) bool { return true })
+			m.refreshWatches(ctx, m.mayCancel(), func(*watch) bool { return true })
+		case <-m.tokenKnown:
+			// A query that has just failed does not block, so to cancel it costs no connection.
+			m.refreshWatches(ctx, true, func(w *watch) bool { return failsForToken(w.result.err) })
 		}
 	}
 }
@@ -120,13 +124,12 @@ func (m *watchManager) runRefreshes(ctx context.Context, recovered <-chan struct
 func (m *watchManager) refreshAfterRestore(ctx context.Context, restored time.Time) {
 	m.client.logger.Info("a consul snapshot seems to have been restored; reading everything again", "consul", m.client.Address())
 	sleep(ctx, replicationTime)
-	m.refreshWatches(ctx, func(w *watch) bool { read, _ := w.refresh.last(); return !read.After(restored) })
+	m.refreshWatches(ctx, m.mayCancel(), func(w *watch) bool { read, _ := w.refresh.last(); return !read.After(restored) })
 }
 
-// refreshWatches refreshes the chosen watches.
-func (m *watchManager) refreshWatches(ctx context.Context, chosen func(*watch) bool) {
+// refreshWatches refreshes the chosen watches; if now is true, at once. It calls chosen with mu held.
+func (m *watchManager) refreshWatches(ctx context.Context, now bool, chosen func(*watch) bool) {
 	const steps = 50
-	now := m.mayCancel()
 	m.mu.Lock()
 	list := slices.DeleteFunc(slices.Collect(maps.Values(m.watches)), func(w *watch) bool { return !chosen(w) })
 	m.mu.Unlock()

@@ -3,6 +3,10 @@ package consul
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,6 +45,58 @@ func overHTTPAndHTTPS(t *testing.T, test func(t *testing.T, address string)) {
 			synctest.Test(t, func(t *testing.T) { test(t, address) })
 		})
 	}
+}
+
+// forgetful is a Consul that does not know Usher's token for a while.
+type forgetful struct {
+	http.RoundTripper
+	forgets atomic.Bool
+}
+
+// RoundTrip implements http.RoundTripper.
+func (f *forgetful) RoundTrip(r *http.Request) (*http.Response, error) {
+	if !f.forgets.Load() {
+		return f.RoundTripper.RoundTrip(r)
+	}
+	return &http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader("ACL not found")), Request: r}, nil
+}
+
+// Each query waits for up to ten seconds before it is sent again, and the first that is answered ends the waits of the
+// others.
+func TestATokenThatComesBackIsSeenByAllQueries(t *testing.T) {
+	overHTTPAndHTTPS(t, func(t *testing.T, address string) {
+		c := newBubbleConsul(stateAt(900, webServices, webAt1))
+		client := c.client(t, address, NewMetrics(nil))
+		forgetful := &forgetful{RoundTripper: c}
+		client.watchHTTP.Transport = forgetful
+		w := NewWatcher(client, WatcherOptions{})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		l := subscribeTo(ctx, t, w, servicesQuery, webHealth, query{queryType: rootsType}, partitionQuery(proxyDefaultsType, ""))
+		good := func() (n int) {
+			for q := range l.watches {
+				if r := resultOf(l, q); r.err == nil && r.value != nil {
+					n++
+				}
+			}
+			return n
+		}
+		timeUntil(t, func() bool { return good() == len(l.watches) })
+		for range 3 {
+			time.Sleep(time.Minute)
+			forgetful.forgets.Store(true)
+			c.set(true, nil) // ends the queries that wait
+			timeUntil(t, func() bool { return good() == 0 })
+			time.Sleep(time.Minute)
+			forgetful.forgets.Store(false)
+			timeUntil(t, func() bool { return good() > 0 })
+			if t1 := timeUntil(t, func() bool { return good() == len(l.watches) }); t1 > 300*time.Millisecond {
+				t.Errorf("the last query was answered %v after the first", t1)
+			}
+		}
+		l.close()
+		cancel()
+	})
 }
 
 func servicesOf(l *subscription) int {

@@ -240,23 +240,29 @@ func (b *snapshotBuild) deadlineExceeded(what string, limit time.Duration) bool 
 	return left <= 0
 }
 
-// waitFor lets the snapshot wait for the health timeout. If a chain was published before the health of its new target,
-// its routes would lead to a cluster that Envoy cannot use yet. But a target without a response must not delay
-// everything else.
-func (b *snapshotBuild) waitFor(what string) {
+// waitFor lets the snapshot wait for a time limit. If a chain was published before the health of its new target, its
+// routes would lead to a cluster that Envoy cannot use yet. But a target without a response must not delay everything
+// else.
+func (b *snapshotBuild) waitFor(what string, limit time.Duration) {
 	b.patchable = false
-	if !b.deadlineExceeded("the wait for "+what, b.options.HealthTimeout) {
+	if !b.deadlineExceeded("the wait for "+what, limit) {
 		b.waits = true
 	}
 }
 
-// waitOrGoOn lets the snapshot wait for the first good response to a query, and then go on without it. what and name
-// say what the query reads.
+// waitOrGoOn lets the snapshot wait for the first good response to a query, and then go on without it. If the query fails
+// as any other would, it waits for the answer timeout: what fails will be over for all of them, and this one may be asked
+// again a little later than those whose responses are in the snapshot already. what and name say what the query reads.
 func (b *snapshotBuild) waitOrGoOn(q query, r queryResult, what, name string) {
 	b.reportRefusal(q, r, what, name)
-	if r.value == nil {
-		b.waitFor(q.String())
+	if r.value != nil {
+		return
 	}
+	limit := b.options.HealthTimeout
+	if o := outcomeOf(r.err); o == outcomeUnreachable || o == outcomeLimited || failsForToken(r.err) {
+		limit = max(limit, b.options.AnswerTimeout)
+	}
+	b.waitFor(q.String(), limit)
 }
 
 // waitOrHoldBack counts a query without a good response as missing until the answer timeout, and then as a problem:

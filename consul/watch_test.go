@@ -240,6 +240,29 @@ func TestATargetThatIsRefusedHoldsNothingUp(t *testing.T) {
 	}
 }
 
+// TestATargetOfATokenThatComesBackIsWaitedFor has queries that are not asked again at the same moment after Consul knows
+// Usher's token again: a chain leads to a new target, whose query still fails.
+func TestATargetOfATokenThatComesBackIsWaitedFor(t *testing.T) {
+	for what, failing := range map[string]reply{
+		"an unknown token":          {status: http.StatusForbidden, body: "ACL not found"},
+		"an agent in a rush":        {status: http.StatusTooManyRequests, body: "slower"},
+		"an agent without a leader": {body: "[]", leaderless: true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			c := newFakeGatewayWithInstances(t, "web")
+			c.set("/v1/health/connect/new", failing)
+			w := start(t, NewWatcher(c.client(t, &logRecorder{}), WatcherOptions{HealthTimeout: time.Millisecond, AnswerTimeout: time.Minute}), "gateway")
+			w.next(t, anyOne)
+			c.set("/v1/discovery-chain/web", chainTo("web", "new"))
+			c.waitHandled(t, "/v1/health/connect/new")
+			c.set("/v1/health/connect/new", sidecar(1, "passing"))
+			if s := w.next(t, anyOne); s.Endpoints.Get("new") == nil {
+				t.Errorf("the chain leads to %v, without instances", s.Chains)
+			}
+		})
+	}
+}
+
 func TestATargetThatStaysSilentHoldsUpForAWhileOnly(t *testing.T) {
 	c := newFakeGatewayWithInstances(t, "web")
 	c.set("/v1/discovery-chain/web", chainTo("web", "web", "silent"))

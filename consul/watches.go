@@ -35,6 +35,7 @@ type watchManager struct {
 	restoredSince time.Time
 
 	stateReplaced chan struct{} // receives when Consul's state looks as if it was replaced; its capacity is 1
+	tokenKnown    chan struct{} // receives when a query no longer fails because Consul does not know the token; its capacity is 1
 	filtered      *filteredQueries
 	// When a refresh last cancelled the open queries, and at which agent. The goroutine of runRefreshes owns both.
 	lastCancel  time.Time
@@ -58,7 +59,7 @@ func newWatchManager(c *Client, wait time.Duration) *watchManager {
 		client: c, limiter: newConnectionLimiter(c, wait),
 		watches: map[query]*watch{}, failures: map[failureType]*failure{},
 		restoreAfter: restoreAfter, saved: map[query]*answer{}, restored: map[query]bool{},
-		stateReplaced: make(chan struct{}, 1), filtered: &filteredQueries{more: make(chan struct{}, 1)},
+		stateReplaced: make(chan struct{}, 1), tokenKnown: make(chan struct{}, 1), filtered: &filteredQueries{more: make(chan struct{}, 1)},
 	}
 }
 
@@ -161,6 +162,9 @@ func (m *watchManager) setResult(w *watch, r queryResult, news bool) {
 	}
 	m.noteRestored(w.query, r)
 	m.recordError(w, r, false)
+	if r.err == nil && failsForToken(w.result.err) {
+		notify(m.tokenKnown)
+	}
 	w.result = r
 	if domain := confirmedDomainOf(r); domain != "" {
 		m.client.confirmedDomain.Store(&domain)
