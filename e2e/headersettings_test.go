@@ -30,6 +30,15 @@ var headerSettings = []headerSetting{
 	{"`forwarded_proto = \"connection\"`", `client_address { forwarded_proto = "connection" }`, "X-Forwarded-Proto", "http"},
 	{"`forwarded_proto = \"trust\"`", `client_address { forwarded_proto = "trust" }`, "X-Forwarded-For", "192.0.2.1,CLIENT"},
 	{"`forwarded_proto { https_ports = [8080] }`", `client_address { forwarded_proto { https_ports = [8080] } }`, "X-Forwarded-For", "192.0.2.1,CLIENT"},
+	{"`xff = \"keep\"`", `client_address { xff = "keep" }`, "X-Forwarded-Proto", "http"},
+	{
+		"`client_address.trusted_cidrs`, for these", `client_address { trusted_cidrs = ["` + lab.BalancerIP + `", "10.1.2.3"] }`,
+		"X-Forwarded-For", "192.0.2.1,CLIENT",
+	},
+	{
+		"`client_address.header = \"true-client-ip\"`, for others",
+		`client_address { trusted_cidrs = "192.0.2.0/24" header = "true-client-ip" }`, "X-Forwarded-For", "192.0.2.1,CLIENT",
+	},
 	{"`trusted_cidrs`, for others", `proxy_protocol { mode = "permissive", trusted_cidrs = "192.0.2.0/24" }`, "X-Forwarded-For", "CLIENT"},
 }
 
@@ -74,7 +83,7 @@ func (l *headerLab) checkSetting(t *testing.T, s headerSetting, path headerPath)
 	c.Path, c.Header = lab.NewPath(), http.Header{"X-Forwarded-For": {lab.ForgedIP + ", 192.0.2.1"}}
 	c.MustDo(t).WantHello(t)
 	want := path.client
-	if strings.Contains(s.text, "trusted_hops") {
+	if strings.Contains(s.text, "trusted_hops") || strings.Contains(s.name, "for these") {
 		want = "192.0.2.1"
 	}
 	if got := l.gateway.Log.WaitRequest(t, c.Path).IP(t, "downstream_remote_address"); got != want {
@@ -104,7 +113,7 @@ func (l *headerLab) inForce(t *testing.T, s headerSetting, path headerPath) {
 	})
 }
 
-var settingRow = regexp.MustCompile("(?m)^\\| (`[^|]*) \\| (`x-[^|]*`) \\| ([^|]*) \\| ([^|]*) \\| ([^|]*) \\|")
+var settingRow = regexp.MustCompile("(?m)^\\| (`[^|]*) \\| (`[a-z][^|]*`) \\| ([^|]*) \\| ([^|]*) \\| ([^|]*) \\|")
 
 // documentedRowsOf are the rows of the table of PROXY protocol, with those of
 // the table of settings in their place that are about the setting. A row that

@@ -8,6 +8,9 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	customheaderv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/original_ip_detection/custom_header/v3"
+	xffv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/original_ip_detection/xff/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/usherproxy/usher/internal/envoy"
@@ -24,10 +27,9 @@ const (
 )
 
 // setClientAddress makes a connection manager take the client's address from the connection, where the PROXY filter has
-// put it, and from as many entries of X-Forwarded-For as there are trusted hops. It also sets the headers in which
-// services get the address and the TLVs. With mode off and no setting of client_address it does nothing, as Consul's
-// own gateway: headers of the client are trusted and passed on. It returns the changes that Envoy has to make before it
-// reads the headers.
+// put it, and from what proxies say that are trusted. It also sets the headers in which services get the address and the
+// TLVs. With mode off and no setting of client_address it does nothing, as Consul's own gateway: headers of the client are
+// trusted and passed on. It returns the changes that Envoy has to make before it reads the headers.
 //
 // The other effects of use_remote_address are kept small:
 //   - preserve_external_request_id: a client's x-request-id stays.
@@ -35,29 +37,93 @@ const (
 //     private address, and Envoy would trust its x-envoy-* headers, which change timeouts and retries
 //     (CVE-2024-45806). To Envoy an empty list means the private networks. So the list has the one address that no
 //     client can have and that the PROXY filter rejects as a source.
-func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from trustClass, tls bool,
-) []*mutationv3.HeaderMutation {
+func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from downstreams, tls bool,
+) ([]*mutationv3.HeaderMutation, error) {
 	client := l.settings.ClientAddress
 	if !l.settings.ProxyProtocol.Enabled() && !client.IsCustom() {
-		return nil
+		return nil, nil
 	}
-	hcm.UseRemoteAddress = wrapperspb.Bool(true)
 	hcm.PreserveExternalRequestId = true
 	hcm.InternalAddressConfig = &hcmv3.HttpConnectionManager_InternalAddressConfig{
 		CidrRanges: []*corev3.CidrRange{{AddressPrefix: "0.0.0.0", PrefixLen: wrapperspb.UInt32(32)}},
 	}
-	hcm.XffNumTrustedHops = client.TrustedHops.Uint32()
-	headers := setForwardedHeaders(hcm, client, from, tls)
+	var headers []*mutationv3.HeaderMutation
+	if from.proxies {
+		if err := detectAddress(hcm, client); err != nil {
+			return nil, err
+		}
+		headers = headersOfProxies(client, tls)
+	} else {
+		hcm.UseRemoteAddress = wrapperspb.Bool(true)
+		hcm.XffNumTrustedHops = client.TrustedHops.Uint32()
+		headers = setForwardedHeaders(hcm, client, from, tls)
+		if client.HasHeader() {
+			headers = append(headers, removeHeader(client.Header))
+		}
+	}
 	for _, tlv := range l.tlvs() {
 		if tlv.Header == "" || tlv.Header == settings.NoHeader {
 			continue
 		}
 		headers = append(headers, removeHeader(tlv.Header))
-		if from != untrustedDownstreams {
+		if !from.untrusted() {
 			headers = append(headers, setHeader(tlv.Header, envoy.TLVOperator(tlv.Name)))
 		}
 	}
-	return headers
+	return headers, nil
+}
+
+// believes reports whether what requests say about the client is believed.
+func (l *listenerParams) believes(from downstreams) bool {
+	return from.proxies || !from.untrusted() && len(l.settings.ClientAddress.TrustedCIDRs) == 0
+}
+
+// detectAddress makes Envoy take the client's address from what a trusted HTTP proxy says. Envoy can do that only without
+// use_remote_address
+// (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers#x-forwarded-for).
+//
+// With a header, X-Forwarded-For does not count, also where the header is missing: the list then has addresses that the
+// proxy did not check.
+func detectAddress(hcm *hcmv3.HttpConnectionManager, client settings.ClientAddress) error {
+	name, config := "envoy.http.original_ip_detection.xff", envoy.Message(&xffv3.XffConfig{
+		XffTrustedCidrs: &xffv3.XffTrustedCidrs{Cidrs: ranges(client.TrustedCIDRs)},
+		SkipXffAppend:   wrapperspb.Bool(client.XFF == settings.XFFKeep),
+	})
+	if client.HasHeader() {
+		header := &customheaderv3.CustomHeaderConfig{HeaderName: client.Header}
+		if client.FailClosed == settings.Yes {
+			header.RejectWithStatus = &typev3.HttpStatus{Code: typev3.StatusCode_Forbidden}
+		}
+		name, config = "envoy.http.original_ip_detection.custom_header", header
+	}
+	extension, err := envoy.Extension(&corev3.TypedExtensionConfig{}, name, config)
+	hcm.OriginalIpDetectionExtensions = []*corev3.TypedExtensionConfig{extension}
+	return err
+}
+
+// edgeHeaders are what use_remote_address removes and detectAddress does not: headers with which one Envoy tells another
+// of the same mesh about a request.
+var edgeHeaders = []string{
+	"x-envoy-external-address", "x-envoy-decorator-operation", "x-envoy-downstream-service-cluster",
+	"x-envoy-downstream-service-node", "x-envoy-original-path", "x-envoy-original-host",
+}
+
+// headersOfProxies returns the changes of what a trusted HTTP proxy sends. Envoy appends the proxy's address to
+// X-Forwarded-For only where it reads that header.
+func headersOfProxies(client settings.ClientAddress, tls bool) (changes []*mutationv3.HeaderMutation) {
+	for _, h := range edgeHeaders {
+		changes = append(changes, removeHeader(h))
+	}
+	if client.HasHeader() && client.XFF != settings.XFFKeep {
+		changes = append(changes, changeHeader(xffHeader, clientOperator, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD))
+	}
+	switch protoType(client, tls, true) {
+	case settings.ForwardedProtoConnection:
+		return append(changes, removeHeader(protoHeader))
+	case settings.ForwardedProtoPorts:
+		return append(changes, setHeader(protoHeader, byPort(client.ForwardedProto.HTTPSPorts)))
+	}
+	return changes
 }
 
 // mutateHeadersEarly makes changes of request headers before Envoy reads them
@@ -78,15 +144,16 @@ func mutateHeadersEarly(hcm *hcmv3.HttpConnectionManager, headers []*mutationv3.
 // Envoy appends the address of the connection to X-Forwarded-For, and trusts X-Forwarded-Proto if there is a trusted
 // hop. Where the settings ask for something else, the address is written here, and Envoy takes it for that of one
 // trusted hop.
-func setForwardedHeaders(hcm *hcmv3.HttpConnectionManager, client settings.ClientAddress, from trustClass, tls bool,
+func setForwardedHeaders(hcm *hcmv3.HttpConnectionManager, client settings.ClientAddress, from downstreams, tls bool,
 ) []*mutationv3.HeaderMutation {
-	if from == untrustedDownstreams {
+	if from.untrusted() {
 		trustLastXFF(hcm)
 		return []*mutationv3.HeaderMutation{setHeader(xffHeader, downstreamOperator), removeHeader(protoHeader)}
 	}
 	overwrite, hops := client.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
+	hcm.SkipXffAppend = client.XFF == settings.XFFKeep
 	var changes []*mutationv3.HeaderMutation
-	switch by := protoType(client, tls); {
+	switch by := protoType(client, tls, hops > 0); {
 	case by == settings.ForwardedProtoConnection && hops > 0:
 		return append(changes, removeHeader(protoHeader))
 	case by == settings.ForwardedProtoConnection && overwrite:
@@ -106,12 +173,15 @@ func setForwardedHeaders(hcm *hcmv3.HttpConnectionManager, client settings.Clien
 	return append(changes, changeHeader(xffHeader, clientOperator, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD))
 }
 
-// protoType returns what X-Forwarded-Proto depends on. A connection with TLS is https on any port.
-func protoType(client settings.ClientAddress, tls bool) settings.ForwardedProtoType {
+// protoType returns what X-Forwarded-Proto depends on. A connection with TLS is https on any port. With
+// client_address.trusted_cidrs, only those proxies are trusted.
+func protoType(client settings.ClientAddress, tls, proxies bool) settings.ForwardedProtoType {
+	onlyProxies := len(client.TrustedCIDRs) > 0
 	switch by := client.ForwardedProto.Type; {
-	case by == settings.ForwardedProtoDefault && client.TrustedHops.Uint32() > 0:
+	case by == settings.ForwardedProtoDefault && proxies:
 		return settings.ForwardedProtoTrust
-	case by == settings.ForwardedProtoDefault, by == settings.ForwardedProtoPorts && tls:
+	case by == settings.ForwardedProtoDefault, by == settings.ForwardedProtoPorts && tls,
+		by == settings.ForwardedProtoTrust && onlyProxies && !proxies:
 		return settings.ForwardedProtoConnection
 	default:
 		return by

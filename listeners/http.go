@@ -22,7 +22,7 @@ import (
 
 // httpChains makes the filter chains of an http, http2 or grpc listener: one for each service with its own
 // certificate, chosen by server name, and one for all others.
-func httpChains(l listenerParams, from trustClass) ([]*listenerv3.FilterChain, error) {
+func httpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
 	var chains []*listenerv3.FilterChain
 	for i := range l.port.listener.Services {
 		svc := &l.port.listener.Services[i]
@@ -47,7 +47,7 @@ func httpChains(l listenerParams, from trustClass) ([]*listenerv3.FilterChain, e
 }
 
 // serviceChain makes the chain of a service with its own certificate.
-func serviceChain(l listenerParams, from trustClass, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
+func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
 	if len(svc.Hosts) == 0 {
 		return nil, errors.New("a service with its own certificate is chosen by Hosts; add them")
 	}
@@ -63,7 +63,7 @@ func serviceChain(l listenerParams, from trustClass, svc *gateway.ListenerServic
 	return chain, nil
 }
 
-func httpChain(l listenerParams, from trustClass, route string, socket *corev3.TransportSocket,
+func httpChain(l listenerParams, from downstreams, route string, socket *corev3.TransportSocket,
 ) (*listenerv3.FilterChain, error) {
 	filters, err := tlvFilters(l, from)
 	if err != nil {
@@ -86,7 +86,7 @@ func routeName(p port, svc *gateway.ListenerService) string {
 	return name + "_" + displayName(gateway.ServiceName{Name: svc.Name, Namespace: svc.Namespace, Partition: svc.Partition})
 }
 
-func connectionManager(l listenerParams, from trustClass, route string, tls bool) (*listenerv3.Filter, error) {
+func connectionManager(l listenerParams, from downstreams, route string, tls bool) (*listenerv3.Filter, error) {
 	filters, err := httpFilters(l.port.protocol)
 	if err != nil {
 		return nil, err
@@ -102,15 +102,18 @@ func connectionManager(l listenerParams, from trustClass, route string, tls bool
 		// No trace begins here. One that the client began goes on.
 		Tracing:        &hcmv3.HttpConnectionManager_Tracing{RandomSampling: &typev3.Percent{}},
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-		AccessLog:      l.logs.For(from == untrustedDownstreams),
+		AccessLog:      l.logs.For(from.untrusted()),
 
 		MaxRequestHeadersKb: unlessZero(l.instance.registered.Config.MaxRequestHeadersKB), // by default Envoy's
 	}
 	if l.port.protocol != gateway.ProtocolHTTP {
 		hcm.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
 	}
-	headers := slices.Concat(l.setClientAddress(hcm, from, tls), l.forwardedPort(from))
-	if err := mutateHeadersEarly(hcm, headers); err != nil {
+	headers, err := l.setClientAddress(hcm, from, tls)
+	if err != nil {
+		return nil, err
+	}
+	if err := mutateHeadersEarly(hcm, slices.Concat(headers, l.forwardedPort(from))); err != nil {
 		return nil, err
 	}
 	return networkFilter("envoy.filters.network.http_connection_manager", hcm)

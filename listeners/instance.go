@@ -117,7 +117,7 @@ func (l *instanceListeners) addPort(input compileInput, inst instance, p compile
 	for _, cluster := range clusters {
 		l.clusters = l.clusters.With(cluster.Name, cluster)
 	}
-	if len(listeners) > 0 && slices.Contains(params.servedDownstreams(), untrustedDownstreams) {
+	if len(listeners) > 0 && slices.ContainsFunc(params.servedDownstreams(), downstreams.untrusted) {
 		for _, routes := range p.untrustedRoutes {
 			l.routes = l.routes.With(routes.Name, routes)
 		}

@@ -54,35 +54,48 @@ func filterChains(l listenerParams) ([]*listenerv3.FilterChain, error) {
 		if err != nil {
 			return nil, err
 		}
-		if from == trustedDownstreams {
-			for _, chain := range chains {
-				restrict(chain, l.settings.ProxyProtocol.TrustedCIDRs)
-			}
+		for _, chain := range chains {
+			l.restrict(chain, from)
 		}
 		all = append(all, chains...)
 	}
 	return all, nil
 }
 
-// restrict makes a chain accept downstreams of some networks only, whatever their PROXY headers say.
-func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
-	if chain.FilterChainMatch == nil {
-		chain.FilterChainMatch = &listenerv3.FilterChainMatch{}
+// restrict makes a chain accept only some downstreams. Where trust in PROXY headers matters, Envoy compares the
+// connecting address; for HTTP proxies it compares the address that the connection has after a PROXY header.
+func (l *listenerParams) restrict(chain *listenerv3.FilterChain, to downstreams) {
+	match := &listenerv3.FilterChainMatch{}
+	if chain.FilterChainMatch != nil {
+		match = chain.FilterChainMatch
 	}
-	for _, p := range to {
-		ranges := &chain.FilterChainMatch.DirectSourcePrefixRanges
-		*ranges = append(*ranges, &corev3.CidrRange{
-			AddressPrefix: p.Addr().String(),
-			PrefixLen:     wrapperspb.UInt32(uint32(p.Bits())),
-		})
+	if to.trust == trustedHeaders {
+		match.DirectSourcePrefixRanges = ranges(l.settings.ProxyProtocol.TrustedCIDRs)
 	}
+	if to.proxies {
+		match.SourcePrefixRanges = ranges(l.settings.ClientAddress.TrustedCIDRs)
+	}
+	if to.trust == trustedHeaders || to.proxies {
+		chain.FilterChainMatch = match
+	}
+}
+
+func ranges(networks []netip.Prefix) []*corev3.CidrRange {
+	list := make([]*corev3.CidrRange, len(networks))
+	for i, p := range networks {
+		list[i] = &corev3.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(p.Bits()))}
+	}
+	return list
 }
 
 // chainName names a filter chain where PROXY protocol is on: a log recognizes a rejected connection by the missing
 // name. Consul's own chains have none.
-func (l *listenerParams) chainName(name string, from trustClass) string {
+func (l *listenerParams) chainName(name string, from downstreams) string {
 	if !l.settings.ProxyProtocol.Enabled() {
 		return ""
+	}
+	if from.proxies {
+		return name + "_proxies"
 	}
 	return name + from.suffix()
 }

@@ -110,8 +110,8 @@ const blackholeCluster = "usher-nowhere"
 
 // loopbackDestination leads to the loopback listener. Envoy copies the connection's own header into the new one,
 // whichever host sent it. So the connection of an untrusted downstream goes there only if it claims its real address.
-func loopbackDestination(l listenerParams, from trustClass) (string, []*listenerv3.Filter, error) {
-	if from != untrustedDownstreams {
+func loopbackDestination(l listenerParams, from downstreams) (string, []*listenerv3.Filter, error) {
+	if !from.untrusted() {
 		return loopbackName(l.port), nil, nil
 	}
 	filters, err := stateFilters([]*statev3.FilterStateValue{

@@ -171,30 +171,45 @@ func (l *listenerParams) accessLog() accesslog.Params {
 }
 
 // downstreams are the downstreams of a listener that a filter chain is for.
-type trustClass uint8
+type downstreams struct {
+	trust headerTrust
+	// proxies means that the connection comes from an HTTP proxy in client_address.trusted_cidrs, by its address after a
+	// PROXY header that counts. What its requests say about the client is believed.
+	proxies bool
+}
+
+// headerTrust is whose PROXY headers count.
+type headerTrust uint8
 
 const (
-	allDownstreams       trustClass = iota
-	trustedDownstreams              // those in trusted_cidrs
-	untrustedDownstreams            // all others: their PROXY headers do not count
+	allHeaders       headerTrust = iota // everybody's, or there are none
+	trustedHeaders                      // of proxy_protocol.trusted_cidrs
+	untrustedHeaders                    // of all others: they do not count
 )
+
+// untrusted reports whether PROXY headers of the downstreams do not count. Then nothing that they say counts.
+func (d downstreams) untrusted() bool { return d.trust == untrustedHeaders }
 
 // servedDownstreams returns the downstreams that a listener serves, each with its own filter chains. Connections
 // without a chain are closed.
-func (l *listenerParams) servedDownstreams() []trustClass {
-	switch proxy := l.settings.ProxyProtocol; {
-	case !hasUntrusted(proxy):
-		return []trustClass{allDownstreams}
-	case proxy.Mode == settings.Strict:
-		return []trustClass{trustedDownstreams}
-	default:
-		return []trustClass{trustedDownstreams, untrustedDownstreams}
+func (l *listenerParams) servedDownstreams() (all []downstreams) {
+	proxy, trust := l.settings.ProxyProtocol, allHeaders
+	if hasUntrusted(proxy) {
+		trust = trustedHeaders
 	}
+	if l.port.http() && len(l.settings.ClientAddress.TrustedCIDRs) > 0 {
+		all = append(all, downstreams{trust: trust, proxies: true})
+	}
+	all = append(all, downstreams{trust: trust})
+	if hasUntrusted(proxy) && proxy.Mode != settings.Strict {
+		all = append(all, downstreams{trust: untrustedHeaders})
+	}
+	return all
 }
 
 // suffix makes the names of what is for untrusted downstreams different.
-func (d trustClass) suffix() string {
-	if d == untrustedDownstreams {
+func (d downstreams) suffix() string {
+	if d.untrusted() {
 		return "_untrusted"
 	}
 	return ""
@@ -229,6 +244,9 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) *settin
 		return tooOld("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
 	case byPort && !can.Expressions:
 		return tooOld("client_address.forwarded_proto", "this Envoy cannot compare the port that the client connected to", "1.32", `use "connection"`)
+	case !tcp && len(p.ClientAddress.TrustedCIDRs) > 0 && !can.TrustedProxies:
+		return tooOld("client_address.trusted_cidrs", "this Envoy cannot compare the addresses in X-Forwarded-For", "1.33",
+			"use trusted_hops where only the proxies can reach the gateway")
 	case tcp || can.EarlyHeaderMutation:
 		return nil
 	case hasUntrusted(proxy):

@@ -89,10 +89,15 @@ func TestEachListenerHasCountersOfItsOwn(t *testing.T) {
 func TestTheClientsAddressIsTheConnectionsWhereHeadersNameTheClient(t *testing.T) {
 	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
 		on := p.ProxyProtocol.Enabled() || p.ClientAddress.IsCustom()
-		for _, hcm := range managers(t, l) {
-			if hcm.GetUseRemoteAddress().GetValue() != on {
-				t.Errorf("%s: use_remote_address is %v, with %+v", l.Name, hcm.UseRemoteAddress, p)
+		for _, chain := range l.FilterChains {
+			ofProxies := len(chain.GetFilterChainMatch().GetSourcePrefixRanges()) > 0
+			for _, hcm := range networkFilters[*hcmv3.HttpConnectionManager](t, chain) {
+				if hcm.GetUseRemoteAddress().GetValue() != (on && !ofProxies) || (len(hcm.OriginalIpDetectionExtensions) > 0) != ofProxies {
+					t.Errorf("%s: use_remote_address is %v, with %+v, for %v", l.Name, hcm.UseRemoteAddress, p, chain.FilterChainMatch)
+				}
 			}
+		}
+		for _, hcm := range managers(t, l) {
 			if hcm.PreserveExternalRequestId != on || (len(hcm.GetInternalAddressConfig().GetCidrRanges()) > 0) != on {
 				t.Errorf("%s: preserve_external_request_id %v, internal_address_config %v, with %+v",
 					l.Name, hcm.PreserveExternalRequestId, hcm.InternalAddressConfig, p)
@@ -137,6 +142,7 @@ func checkKnown(t *testing.T, l *listenerv3.Listener, c compiled) {
 		"TLVs":                             when(p.ProxyProtocol.Enabled() && len(p.ProxyProtocol.TLVs) > 0, 32),
 		"headers that are changed in time": when(len(managers(t, l)) > 0 && p.ProxyProtocol.Enabled() && !p.ProxyProtocol.TrustsAll(), 25),
 		"an X-Forwarded-For of our own":    when(len(managers(t, l)) > 0 && p.ClientAddress.XFF == settings.XFFOverwrite, 25),
+		"proxies by their addresses":       when(len(managers(t, l)) > 0 && len(p.ClientAddress.TrustedCIDRs) > 0, 33),
 		"PROXY headers on both sides":      when(len(managers(t, l)) == 0 && p.ProxyProtocol.Enabled() && p.ProxyProtocol.Upstream != settings.UpstreamNone, 30),
 		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoPorts, 32),
 	} {

@@ -17,7 +17,7 @@ import (
 
 // tcpChains makes the one filter chain of a tcp listener for some downstreams. It leads to the one service that such
 // a listener has.
-func tcpChains(l listenerParams, from trustClass) ([]*listenerv3.FilterChain, error) {
+func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
 	socket, err := listenerSocket(l.input, l.port)
 	if err != nil {
 		return nil, err
@@ -34,7 +34,7 @@ func tcpChains(l listenerParams, from trustClass) ([]*listenerv3.FilterChain, er
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := tcpProxy(cluster, tcpStatPrefix(l, from), l.logs.For(from == untrustedDownstreams))
+	proxy, err := tcpProxy(cluster, tcpStatPrefix(l, from), l.logs.For(from.untrusted()))
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +49,8 @@ func tcpChains(l listenerParams, from trustClass) ([]*listenerv3.FilterChain, er
 // tcpStatPrefix names the statistics of a tcp listener for some downstreams. Consul's bootstraps read the service's
 // name and datacenter out of Consul's own name, so the name for untrusted downstreams is another one, as on http
 // listeners.
-func tcpStatPrefix(l listenerParams, from trustClass) string {
-	if from == untrustedDownstreams {
+func tcpStatPrefix(l listenerParams, from downstreams) string {
+	if from.untrusted() {
 		return "ingress_upstream_" + strconv.Itoa(l.port.number) + from.suffix()
 	}
 	c := l.port.services[0].chain
@@ -60,7 +60,7 @@ func tcpStatPrefix(l listenerParams, from trustClass) string {
 
 // tcpDestination returns the cluster that a tcp listener's connections go to, of the service or of the loopback
 // listener on the way to it, and the filters that choose it.
-func tcpDestination(l listenerParams, from trustClass) (string, []*listenerv3.Filter, error) {
+func tcpDestination(l listenerParams, from downstreams) (string, []*listenerv3.Filter, error) {
 	if l.usesLoopback() {
 		return loopbackDestination(l, from)
 	}
@@ -93,8 +93,8 @@ func tcpProxy(cluster, stats string, logs []*accesslogv3.AccessLog) (*listenerv3
 }
 
 // directAddressFilters store the downstream's address if a log recognizes health checks by it.
-func directAddressFilters(l listenerParams, from trustClass) ([]*listenerv3.Filter, error) {
-	if from == untrustedDownstreams || !l.logs.NeedsDirectAddress {
+func directAddressFilters(l listenerParams, from downstreams) ([]*listenerv3.Filter, error) {
+	if from.untrusted() || !l.logs.NeedsDirectAddress {
 		return nil, nil
 	}
 	return stateFilters([]*statev3.FilterStateValue{envoy.StoreDirectAddress()})

@@ -41,10 +41,10 @@ func isNumber(tlv settings.TLV) bool {
 
 // tlvFilters returns the network filters that decode the TLVs of a chain's connections. Those of untrusted
 // downstreams are not decoded.
-func tlvFilters(l listenerParams, from trustClass) ([]*listenerv3.Filter, error) {
+func tlvFilters(l listenerParams, from downstreams) ([]*listenerv3.Filter, error) {
 	var values []*statev3.FilterStateValue
 	for _, tlv := range l.tlvs() {
-		if from != untrustedDownstreams && canRead(l.input.capabilities, tlv) {
+		if !from.untrusted() && canRead(l.input.capabilities, tlv) {
 			values = append(values, envoy.StateValue(envoy.TLVState(tlv.Name), "envoy.string", envoy.CEL(tlvExpression(tlv))))
 		}
 	}

@@ -29,17 +29,26 @@ func limited(p settings.Listener) bool {
 
 // trustedChain reports whether a chain is for the trusted peers alone.
 func trustedChain(chain *listenerv3.FilterChain, p settings.Listener) bool {
-	var ranges []netip.Prefix
-	for _, r := range chain.GetFilterChainMatch().GetDirectSourcePrefixRanges() {
-		ranges = append(ranges, netip.PrefixFrom(netip.MustParseAddr(r.AddressPrefix), int(r.PrefixLen.GetValue())))
+	return slices.Equal(prefixes(chain.GetFilterChainMatch().GetDirectSourcePrefixRanges()), p.ProxyProtocol.TrustedCIDRs)
+}
+
+func prefixes(ranges []*corev3.CidrRange) (list []netip.Prefix) {
+	for _, r := range ranges {
+		list = append(list, netip.PrefixFrom(netip.MustParseAddr(r.AddressPrefix), int(r.PrefixLen.GetValue())))
 	}
-	return slices.Equal(ranges, p.ProxyProtocol.TrustedCIDRs)
+	return list
 }
 
 func TestOnlyTrustedPeersGetToAChainThatBelievesThem(t *testing.T) {
 	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
 		byName := map[string][2]int{} // chains by server names: for trusted peers, and for others
 		for _, chain := range l.FilterChains {
+			if ofProxies := chain.GetFilterChainMatch().GetSourcePrefixRanges(); len(ofProxies) > 0 {
+				if !slices.Equal(prefixes(ofProxies), p.ClientAddress.TrustedCIDRs) || limited(p) && !trustedChain(chain, p) {
+					t.Errorf("%s: a chain believes proxies that are not trusted: %v", l.Name, chain.FilterChainMatch)
+				}
+				continue
+			}
 			names := strings.Join(chain.GetFilterChainMatch().GetServerNames(), " ")
 			count := byName[names]
 			switch {

@@ -77,8 +77,8 @@ func overwrites(option *corev3.HeaderValueOption) bool {
 
 // routesFor returns the name of the route configuration of the chains for some downstreams, given the name of the one
 // for all others.
-func (l *listenerParams) routesFor(from trustClass, name string) string {
-	if own := l.untrustedRoutes[name]; from == untrustedDownstreams && own != nil {
+func (l *listenerParams) routesFor(from downstreams, name string) string {
+	if own := l.untrustedRoutes[name]; from.untrusted() && own != nil {
 		return own.Name
 	}
 	return name

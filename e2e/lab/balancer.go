@@ -37,12 +37,14 @@ type HAProxyOptions struct {
 	// Certificate is a file with a certificate and its key, for a balancer that
 	// ends the clients' TLS; "" for one that leaves the bytes alone.
 	Certificate string
+	// ForwardFor makes it balance requests: it adds the client's address to X-Forwarded-For.
+	ForwardFor bool
 	// NoRetries ends a client's connection when a target refuses one, instead of
 	// trying again three times.
 	NoRetries bool
 }
 
-// HAProxy is a running HAProxy that balances TCP connections.
+// HAProxy is a running HAProxy that balances connections, or requests.
 type HAProxy struct {
 	*testprocess.Process
 	options HAProxyOptions
@@ -85,6 +87,9 @@ defaults
 	}
 	for _, port := range b.options.Ports {
 		fmt.Fprintf(&c, "listen port-%d\n  bind %s%s\n", port, b.options.Host.Addr(port), b.bindTLS())
+		if b.options.ForwardFor {
+			fmt.Fprintln(&c, "  mode http\n  option forwardfor")
+		}
 		for i, target := range b.options.Targets {
 			for _, header := range proxyHeaders {
 				fmt.Fprintf(&c, "  server %s-%d %s %s\n", header, i, target.Addr(port), b.flags(header))

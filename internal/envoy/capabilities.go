@@ -23,6 +23,8 @@ type Capabilities struct {
 	// SurvivesLocal: a PROXY header with the command LOCAL does not crash an Envoy whose cluster sends PROXY headers
 	// (CVE-2024-23327).
 	SurvivesLocal bool
+	// TrustedProxies: the extension xff compares the addresses in X-Forwarded-For with networks, and has none of its own.
+	TrustedProxies bool
 	// Expressions: the network filter set_filter_state with skip_if_empty, the log operator CEL and the access log
 	// filter of the same language.
 	Expressions bool
@@ -48,11 +50,13 @@ func CapabilitiesOf(v gateway.EnvoyVersion) Capabilities {
 		DisallowedProxyVersions: v.AtLeast(1, 30),
 		ProxyStatPrefix:         v.AtLeast(1, 31),
 		// Earlier releases have expressions, too, but not all that is used here.
-		Expressions:  v.AtLeast(1, 32),
-		BinaryTLVs:   v.AtLeast(1, 39),
-		AddressMasks: v.AtLeast(1, 38),
-		LogRateLimit: v.AtLeast(1, 37),
-		LogOperators: newest(v, 40, 39, 38, 37, 36, 32, 22),
+		Expressions: v.AtLeast(1, 32),
+		// 1.32 has networks, too, but also skips private addresses.
+		TrustedProxies: v.AtLeast(1, 33),
+		BinaryTLVs:     v.AtLeast(1, 39),
+		AddressMasks:   v.AtLeast(1, 38),
+		LogRateLimit:   v.AtLeast(1, 37),
+		LogOperators:   newest(v, 40, 39, 38, 37, 36, 32, 22),
 
 		MoreOperators: v.AtLeast(1, 41),
 	}

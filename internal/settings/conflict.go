@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -71,11 +72,65 @@ var Conflicts = []Conflict{
 		},
 	},
 	{
-		Doc:     "`forwarded_port = \"trust\"` without `trusted_hops`, on an http, http2 or grpc listener",
+		Doc:     "`forwarded_port = \"trust\"` without `trusted_hops` or `client_address.trusted_cidrs`, on an http, http2 or grpc listener",
 		Setting: "client_address.forwarded_port",
-		Reason:  `"trust" without trusted hops would believe every client; set trusted_hops, or use "connection"`,
+		Reason:  `"trust" without trusted proxies would believe every client; set trusted_cidrs or trusted_hops, or use "connection"`,
 		applies: func(l Listener, p ListenerProperties) bool {
-			return !p.TCP && l.ClientAddress.ForwardedPort == ForwardedPortTrust && l.ClientAddress.TrustedHops.Uint32() == 0
+			return !p.TCP && l.ClientAddress.ForwardedPort == ForwardedPortTrust && !l.ClientAddress.trustsProxies()
+		},
+	},
+	{
+		Doc:     "`client_address.trusted_cidrs` with `trusted_hops`, on an http, http2 or grpc listener",
+		Setting: "client_address.trusted_hops",
+		Reason:  `trusted_hops would believe addresses outside of trusted_cidrs; remove trusted_hops, and list all proxies in trusted_cidrs`,
+		applies: func(l Listener, p ListenerProperties) bool {
+			return !p.TCP && len(l.ClientAddress.TrustedCIDRs) > 0 && l.ClientAddress.TrustedHops.Uint32() > 0
+		},
+	},
+	{
+		Doc:     "`client_address.trusted_cidrs` with all addresses (`0.0.0.0/0`, `::/0`) and without `header`, on an http, http2 or grpc listener",
+		Setting: "client_address.trusted_cidrs",
+		Reason: `if every address is that of a proxy, the client is the first address of X-Forwarded-For, which every client can write; ` +
+			`list the addresses of your proxies, or use trusted_hops`,
+		applies: func(l Listener, p ListenerProperties) bool {
+			c := l.ClientAddress
+			return !p.TCP && !c.HasHeader() && slices.ContainsFunc(c.TrustedCIDRs, func(n netip.Prefix) bool { return n.Bits() == 0 })
+		},
+	},
+	{
+		Doc:     "`client_address.header` without `client_address.trusted_cidrs`, on an http, http2 or grpc listener",
+		Setting: "client_address.header",
+		Reason:  `without trusted_cidrs, every client could send the header; set trusted_cidrs to the addresses of the CDN`,
+		applies: func(l Listener, p ListenerProperties) bool {
+			return !p.TCP && l.ClientAddress.HasHeader() && len(l.ClientAddress.TrustedCIDRs) == 0
+		},
+	},
+	{
+		Doc:     "`client_address.header` that one of `proxy_protocol.tlvs` has, too, on an http, http2 or grpc listener",
+		Setting: "client_address.header",
+		Reason:  `a value of the PROXY header replaces this header before it is read; use another header in proxy_protocol.tlvs`,
+		applies: func(l Listener, p ListenerProperties) bool {
+			return !p.TCP && l.ProxyProtocol.Enabled() && l.ClientAddress.HasHeader() &&
+				slices.ContainsFunc(l.ProxyProtocol.TLVs, func(t TLV) bool { return t.Header == l.ClientAddress.Header })
+		},
+	},
+	{
+		Doc:     "`fail_closed = \"yes\"` without `client_address.header`, on an http, http2 or grpc listener",
+		Setting: "client_address.fail_closed",
+		Reason:  `there is no header that a request could lack; set header, or remove fail_closed`,
+		applies: func(l Listener, p ListenerProperties) bool {
+			return !p.TCP && l.ClientAddress.FailClosed == Yes && !l.ClientAddress.HasHeader()
+		},
+	},
+	{
+		Doc: "`xff = \"keep\"` with `forwarded_proto = { https_ports = … }`, or with `\"trust\"` and without `client_address.trusted_cidrs`, " +
+			"where there are no `trusted_hops`, on an http, http2 or grpc listener",
+		Setting: "client_address.xff",
+		Reason:  `Envoy takes X-Forwarded-Proto from a request only if the client's address is in X-Forwarded-For; use "append", or remove forwarded_proto`,
+		applies: func(l Listener, p ListenerProperties) bool {
+			c := l.ClientAddress
+			byRequest := c.ForwardedProto.Type == ForwardedProtoPorts || c.ForwardedProto.Type == ForwardedProtoTrust && len(c.TrustedCIDRs) == 0
+			return !p.TCP && c.XFF == XFFKeep && byRequest && c.TrustedHops.Uint32() == 0
 		},
 	},
 }
@@ -106,5 +161,13 @@ func (p ProxyProtocol) Enabled() bool { return p.Mode != Off }
 // IsCustom reports whether a setting departs from Consul's own gateway in where the client's address comes from. That of
 // X-Forwarded-Port changes nothing else.
 func (c ClientAddress) IsCustom() bool {
-	return c.XFF != XFFDefault || c.TrustedHops.Uint32() > 0 || c.ForwardedProto.Type != ForwardedProtoDefault
+	return c.XFF != XFFDefault || c.trustsProxies() || c.ForwardedProto.Type != ForwardedProtoDefault
 }
+
+// trustsProxies reports whether what some proxies say about the client is believed.
+func (c ClientAddress) trustsProxies() bool {
+	return len(c.TrustedCIDRs) > 0 || c.TrustedHops.Uint32() > 0
+}
+
+// HasHeader reports whether a header names the client.
+func (c ClientAddress) HasHeader() bool { return c.Header != "" && c.Header != NoHeader }

@@ -21,6 +21,8 @@ func TestMessages(t *testing.T) {
 		`{"proxy_protocol": {"tlvs": {"type": "alpn", "header": "x-forwarded-for"}}}`,
 		`{"proxy_protocol": {"tlvs": [{"type": "alpn", "header": "a"}, {"type": 1, "name": "alpn", "header": "a"}]}}`,
 		`{"client_address": {"xff": "add", "trusted_hops": 33, "forwarded_proto": "https", "forwarded_port": 443}}`,
+		`{"client_address": {"trusted_cidrs": ["none", "10.0.0.0/33"], "header": "CF-Connecting-IP", "fail_closed": true}}`,
+		`{"client_address": {"trusted_cidrs": "any", "header": "authorization"}}`,
 		`{"client_address": {"forwarded_proto": {"http_ports": 80, "https_ports": [0, 443]}}}`,
 		`{"client_address": {"forwarded_proto": {}}}`, `{"client_address": {"forwarded_proto": {"https_ports": []}}}`,
 		`{"access_log": {"sinks": "syslog", "format": "apache", "status_at_least": 99, "duration_at_least": "1us"}}`,

@@ -85,10 +85,23 @@ var proxyProtocolSettings = []Setting{
 }
 
 var clientAddressSettings = []Setting{
-	setting("xff", "default", oneOf(XFFDefault, XFFAppend, XFFOverwrite),
+	setting("xff", "default", oneOf(XFFDefault, XFFAppend, XFFKeep, XFFOverwrite),
 		func(l *Listener) *XFF { return &l.ClientAddress.XFF },
-		"What services get as X-Forwarded-For. `append`: what the client sent, followed by the client's address. `overwrite`: only the client's address. "+
-			"`default`: `append` if PROXY protocol, `trusted_hops` or `forwarded_proto` is on, otherwise what the client sent, as with Consul's own gateway."),
+		"What services get as X-Forwarded-For. `append`: what the client sent, followed by the client's address. `overwrite`: only the client's address; "+
+			"what proxies in `trusted_cidrs` sent stays, followed by their address. "+
+			"`keep`: what was sent, unchanged; a service that takes the last address of it then believes every client. "+
+			"`default`: `append` if PROXY protocol or another setting of this group but `forwarded_port` is on, otherwise what the client sent, as with Consul's own gateway."),
+	setting("trusted_cidrs", "none", proxyNetworks,
+		func(l *Listener) *[]netip.Prefix { return &l.ClientAddress.TrustedCIDRs },
+		"The addresses of HTTP proxies in front of the gateway, such as load balancers and CDNs that write X-Forwarded-For. Only what they say about the client is believed: "+
+			"the client is the last address in X-Forwarded-For that is not in these networks. All others are clients themselves. "+
+			"With PROXY protocol, the address in the header is compared, and addresses outside of `proxy_protocol.trusted_cidrs` are never believed."),
+	setting("header", "none", clientHeader,
+		func(l *Listener) *string { return &l.ClientAddress.Header },
+		"The request header in which the proxies in `trusted_cidrs` name the client, instead of X-Forwarded-For. "+
+			"Where it is missing, or is not an address, the client is the proxy. Usher removes the header from requests of all others."),
+	setting("fail_closed", "no", yesNo, func(l *Listener) *YesNo { return &l.ClientAddress.FailClosed },
+		"`yes`: a request of the proxies in `trusted_cidrs` is answered with 403 if `header` is missing, or is not an address."),
 	setting("trusted_hops", "none", number[HopCount](1, 32).or("none", NoHops),
 		func(l *Listener) *HopCount { return &l.ClientAddress.TrustedHops },
 		"How many trusted proxies in front of the gateway append to X-Forwarded-For. Do not count load balancers that send PROXY headers. "+
@@ -97,11 +110,11 @@ var clientAddressSettings = []Setting{
 		func(l *Listener) *ForwardedProto { return &l.ClientAddress.ForwardedProto },
 		"What services get as X-Forwarded-Proto. `connection`: `https` if the connection to the gateway uses TLS, otherwise `http`. `trust`: what the request says. "+
 			"`https_ports`: `https` if the connection uses TLS or the client connected to one of these ports (with PROXY protocol: ports of the load balancer), otherwise `http`. "+
-			"`default`: `trust` with trusted hops, otherwise `connection`."),
+			"`default`: `trust` with trusted hops, and for proxies in `trusted_cidrs`; otherwise `connection`. With `trusted_cidrs`, only these are trusted."),
 	setting("forwarded_port", "default", oneOf(ForwardedPortDefault, ForwardedPortConnection, ForwardedPortTrust),
 		func(l *Listener) *ForwardedPort { return &l.ClientAddress.ForwardedPort },
 		"What services get as X-Forwarded-Port. `connection`: the port that the client connected to: with a PROXY header the load balancer's port, otherwise the listener's. "+
-			"`trust`: what the trusted hops say, or else the same as `connection`; it needs `trusted_hops`. "+
+			"`trust`: what the trusted hops say, or the proxies in `trusted_cidrs`, or else the same as `connection`; it needs one of these. "+
 			"With both, an address outside of `trusted_cidrs` gets the listener's own port. `default`: what the client sent, as with Consul's own gateway."),
 }
 

@@ -48,7 +48,11 @@ type ProxyProtocol struct {
 
 // ClientAddress is how a listener treats request headers that name the client.
 type ClientAddress struct {
-	XFF            XFF
+	XFF XFF
+	// TrustedCIDRs are the networks of HTTP proxies that are believed, as those of ProxyProtocol; empty and not nil: none.
+	TrustedCIDRs   []netip.Prefix
+	Header         string // in which those proxies name the client, in lower case, or NoHeader
+	FailClosed     YesNo  // a request of those proxies without the header is refused
 	TrustedHops    HopCount
 	ForwardedProto ForwardedProto
 	ForwardedPort  ForwardedPort
@@ -101,6 +105,7 @@ type XFF string
 const (
 	XFFDefault   XFF = "default"   // append where PROXY protocol is on, else as Consul's own gateway
 	XFFAppend    XFF = "append"    // add the client's address
+	XFFKeep      XFF = "keep"      // leave the header as it was sent
 	XFFOverwrite XFF = "overwrite" // replace the header by the client's address
 )
 

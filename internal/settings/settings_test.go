@@ -261,8 +261,11 @@ func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
 	initial, _ := Resolve(80)
 	want := Listener{
 		ProxyProtocol: ProxyProtocol{Mode: Strict, Versions: []Version{V1, V2}, TrustedCIDRs: AnyNetwork, TLVs: []TLV{}, Upstream: UpstreamNone, ServerSpeaksFirst: No},
-		ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops, ForwardedProto: ForwardedProto{Type: ForwardedProtoDefault}, ForwardedPort: ForwardedPortDefault},
-		AccessLog:     initial.AccessLog,
+		ClientAddress: ClientAddress{
+			XFF: XFFAppend, TrustedCIDRs: []netip.Prefix{}, Header: NoHeader, FailClosed: No, TrustedHops: NoHops,
+			ForwardedProto: ForwardedProto{Type: ForwardedProtoDefault}, ForwardedPort: ForwardedPortDefault,
+		},
+		AccessLog: initial.AccessLog,
 	}
 	if diff := cmp.Diff(want, got, comparePolicies); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -284,11 +287,27 @@ func TestConflictsAreRefused(t *testing.T) {
 	listed := policy(pp(obj{"mode": "strict", "trusted_cidrs": "10.0.0.0/8"}))
 	overwrite := policy(ca(obj{"xff": "overwrite", "trusted_hops": 1}))
 	trustPort, hopPort := policy(ca(obj{"forwarded_port": "trust"})), policy(ca(obj{"forwarded_port": "trust", "trusted_hops": 1}))
+	proxies := func(more obj) Listener {
+		more["trusted_cidrs"] = "192.0.2.0/24"
+		return policy(ca(more))
+	}
 	for name, tc := range map[string]struct {
 		policy  Listener
 		traffic ListenerProperties
 		refused string
 	}{
+		"proxies and hops":                      {proxies(obj{"trusted_hops": 1}), http, "trusted_hops"},
+		"proxies and hops, tcp":                 {proxies(obj{"trusted_hops": 1}), tcp, ""},
+		"everybody is a proxy":                  {policy(ca(obj{"trusted_cidrs": "0.0.0.0/0"})), http, "trusted_cidrs"},
+		"everybody may send the header":         {policy(ca(obj{"trusted_cidrs": "::/0", "header": "cf-connecting-ip"})), http, ""},
+		"a header of nobody":                    {policy(ca(obj{"header": "cf-connecting-ip"})), http, "header"},
+		"a header of proxies":                   {proxies(obj{"header": "cf-connecting-ip"}), http, ""},
+		"no header to require":                  {proxies(obj{"fail_closed": "yes"}), http, "fail_closed"},
+		"a kept X-Forwarded-For and a header":   {proxies(obj{"header": "cf-connecting-ip", "xff": "keep"}), http, ""},
+		"a kept X-Forwarded-For, proto trusted": {policy(ca(obj{"xff": "keep", "forwarded_proto": "trust"})), http, "xff"},
+		"the same, of proxies":                  {proxies(obj{"xff": "keep", "forwarded_proto": "trust"}), http, ""},
+		"the same, of hops":                     {policy(ca(obj{"xff": "keep", "forwarded_proto": "trust", "trusted_hops": 1})), http, ""},
+		"the port of proxies":                   {proxies(obj{"forwarded_port": "trust"}), http, ""},
 		"permissive with one version, tcp":      {v2, tcp, "versions"},
 		"permissive with one version, http":     {v2, http, ""},
 		"strict with one version, tcp":          {v2Strict, tcp, ""},

@@ -102,10 +102,15 @@ func decodeTLV(o object) TLV {
 		t.Name = required(o, "name", text(tlvName, `a name of lower-case letters, digits and "_" that begins with a letter`))
 	}
 	t.Header = optional(o, "header", text(headerName, `the name of a request header in lower case, or "none"`))
-	if slices.Contains(reservedHeaders, t.Header) || strings.HasPrefix(t.Header, "x-envoy-") {
-		o.d.problem(o.where+".header", fmt.Sprintf("the header %q already has a meaning; use another one", t.Header))
-	}
+	o.d.checkUnreserved(o.where+".header", t.Header)
 	return t
+}
+
+// checkUnreserved reports a header that requests need for something else.
+func (d *decoder) checkUnreserved(where, header string) {
+	if slices.Contains(reservedHeaders, header) || strings.HasPrefix(header, "x-envoy-") {
+		d.problem(where, fmt.Sprintf("the header %q already has a meaning; use another one", header))
+	}
 }
 
 // reservedHeaders are headers that requests need for something else.

@@ -235,7 +235,12 @@ func objectOf[T any](description string, build func(o object) T, keys ...string)
 }
 
 // networks accepts the word any, or a list of networks and addresses.
-var networks = setOr("any", AnyNetwork, valueType[netip.Prefix]{
+var networks = setOr("any", AnyNetwork, network, netip.Prefix.Compare)
+
+// proxyNetworks accepts the word none, or such a list.
+var proxyNetworks = setOr("none", []netip.Prefix{}, network, netip.Prefix.Compare)
+
+var network = valueType[netip.Prefix]{
 	other: `networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`,
 	read: func(d *decoder, where string, raw any) (netip.Prefix, bool) {
 		s, _ := raw.(string)
@@ -245,7 +250,20 @@ var networks = setOr("any", AnyNetwork, valueType[netip.Prefix]{
 		}
 		return p, ok
 	},
-}, netip.Prefix.Compare)
+}
+
+// clientHeader accepts the word none, or a header that requests do not need for something else.
+var clientHeader = valueType[string]{
+	other: `the name of a request header in lower case, such as "cf-connecting-ip"`,
+	read: func(d *decoder, where string, raw any) (string, bool) {
+		s, _ := raw.(string)
+		if !headerName.MatchString(s) {
+			return "", false
+		}
+		d.checkUnreserved(where, s)
+		return s, true
+	},
+}.or("none", NoHeader)
 
 // parsePrefix parses a network or an address. An IPv4 network that is mapped into IPv6 becomes the IPv4 network, as
 // Envoy has addresses of sockets for both.
