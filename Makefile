@@ -8,7 +8,7 @@
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
-CONSUL := .tools/consul-1.22.0/pin .tools/consul-1.15.1/pin
+CONSUL := .tools/consul-1.22.7/pin .tools/consul-1.20.6/pin .tools/consul-1.15.1/pin
 ENVOY  := .tools/envoy-1.40.0/pin
 ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
 KUBERNETES := .tools/kubernetes-1.34.0/pin
@@ -195,7 +195,8 @@ tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(HELM) $(AXE) ## Get the real p
 debian:
 	@tools/install debian
 
-.tools/consul-1.22.0/pin: tools/consul-1.22/go.mod
+.tools/consul-1.22.7/pin: tools/consul-1.22/go.mod
+.tools/consul-1.20.6/pin: tools/consul-1.20/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
 .tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
 .tools/helm-3.22.0/pin: tools/helm/go.mod

@@ -172,7 +172,7 @@ func (g *gateway) startEnvoy(t *testing.T) *testprocess.Process {
 	t.Helper()
 	ca := writeFile(t, filepath.Join(testprocess.NewDir(t), "ca.pem"), g.consul.ca)
 	filled := testprocess.Run(t, testprocess.Command{
-		Name: "consul connect envoy", Path: testprocess.Tool(t, "consul-1.22.0", "consul"),
+		Name: "consul connect envoy", Path: testprocess.Tool(t, "consul-1.22.7", "consul"),
 		Args: []string{
 			"connect", "envoy", "-gateway=ingress", "-proxy-id", g.pod, "-bootstrap", "-ignore-envoy-compatibility",
 			"-admin-bind", fmt.Sprint("127.0.0.1:", g.admin), "-envoy-binary", testprocess.Tool(t, "envoy-1.40.0", "envoy"),

@@ -25,7 +25,7 @@ func TestUsherLogsInAsInstalled(t *testing.T) {
 	c.create(t, secret("consul-ca-cert", "tls.crt", consul.ca))
 	c.create(t, secret("consul-bootstrap-acl-token", "token", managementToken))
 	values := writeValues(t, fmt.Appendf(nil, `
-global: {name: consul, image: "hashicorp/consul:1.22.0", tls: {enabled: true}, acls: {manageSystemACLs: true}}
+global: {name: consul, image: "hashicorp/consul:1.22.7", tls: {enabled: true}, acls: {manageSystemACLs: true}}
 ingressGateways: {enabled: true}
 consul: {httpAddr: %q, grpcAddr: %q, aclSetup: {enabled: true}}
 tokenReview: {enabled: true}

@@ -55,7 +55,7 @@ var routing = []behaviour{
 		{Host: webHost, Path: "/exact?q=1", Want: "200 api-1 /exact?q=1"},
 		{Host: webHost, Path: "/exact/", Want: "200 web-1 /exact/"},
 		{Host: webHost, Path: "/prefix", Want: "200 api-1 /"},
-		{Host: webHost, Path: "/prefix/x?q=1", Want: "200 api-1 //x?q=1"},
+		{Host: webHost, Path: "/prefix/x?q=1", Want: "200 api-1 /x?q=1"},
 		{Host: webHost, Path: "/prefixes", Want: "200 api-1 /es"},
 		{Host: webHost, Path: "/v12/x", Want: "200 api-1 /v12/x"},
 		{Host: webHost, Path: "/v/x", Want: "200 web-1 /v/x"},
@@ -63,7 +63,7 @@ var routing = []behaviour{
 		{Host: apiHost, Path: "/exact", Want: "404"},
 	}},
 	{name: "router-case", requests: []request{
-		{Host: webHost, Path: "/PreFix/x", Want: "200 api-1 /other/x"},
+		{Host: webHost, Path: "/PreFix/x", Want: "200 api-1 /x"},
 		{Host: webHost, Path: "/EXACT", Want: "200 api-1 /EXACT"},
 		{Host: webHost, Path: "/exactly", Want: "200 web-1 /exactly"},
 	}},
@@ -105,7 +105,7 @@ var routing = []behaviour{
 		},
 	}},
 	{name: "router-splitter", requests: []request{
-		{Host: webHost, Path: "/v2/x", Want: "200 web-2 //x"},
+		{Host: webHost, Path: "/v2/x", Want: "200 web-2 /x"},
 		{Host: webHost, Path: "/v2", Script: "delay 3s", Want: "504"},
 		{Host: webHost, Path: "/api/x", Want: "200 api-1 /api/x"},
 		{Host: webHost, Times: 400, Shares: map[string]float64{"200 web-1 /": 0.9, "200 web-2 /": 0.1}},

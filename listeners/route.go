@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,8 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	prioritiesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -187,18 +190,47 @@ func chainRoute(input compileInput, c *gateway.Chain, cr *gateway.ChainRoute) (*
 	if d := cr.Definition.Destination; d != nil {
 		applyDestination(input.capabilities, route, d)
 	}
-	return route, nil
+	if retry := action.RetryPolicy; retry != nil && splitsFailOver(c, next) {
+		retry.RetryPriority, err = envoy.Extension(&routev3.RetryPolicy_RetryPriority{}, "envoy.retry_priorities.previous_priorities",
+			&prioritiesv3.PreviousPrioritiesConfig{UpdateFrequency: 1})
+	}
+	return route, err
+}
+
+// splitsFailOver reports whether a node is a splitter, and one of its parts has other instances to fail over to. Retries
+// then go to the priorities that have not been tried, as with Consul since 1.22.3.
+func splitsFailOver(c *gateway.Chain, node *gateway.ChainNode) bool {
+	return node.Type == gateway.NodeSplitter && slices.ContainsFunc(node.Splits, func(s *gateway.ChainSplit) bool {
+		leg := c.Nodes[s.NextNode]
+		return leg != nil && leg.Resolver != nil && leg.Resolver.Failover != nil
+	})
 }
 
 // applyDestination applies the settings of a router's destination.
 func applyDestination(can envoy.Capabilities, route *routev3.Route, dest *gateway.RouteDestination) {
 	action := route.GetRoute()
-	action.PrefixRewrite = dest.PrefixRewrite
+	rewritePath(can, route, dest.PrefixRewrite)
 	action.Timeout = timeout(dest.RequestTimeout)
 	action.IdleTimeout = timeout(dest.IdleTimeout)
 	action.RetryPolicy = retryPolicy(dest)
 	route.RequestHeadersToAdd, route.RequestHeadersToRemove = headerChanges(can, dest.RequestHeaders)
 	route.ResponseHeadersToAdd, route.ResponseHeadersToRemove = headerChanges(can, dest.ResponseHeaders)
+}
+
+// rewritePath replaces the matched prefix of a path. Envoy's rewrite of the prefix /a to / makes //b of /a/b, so that
+// slash is replaced, too, as with Consul since 1.22.1. Consul does that for exact paths as well, and thereby loses their
+// rewrite.
+func rewritePath(can envoy.Capabilities, route *routev3.Route, rewrite string) {
+	action := route.GetRoute()
+	if _, isPrefix := route.Match.PathSpecifier.(*routev3.RouteMatch_Prefix); !isPrefix || rewrite != "/" {
+		action.PrefixRewrite = rewrite
+		return
+	}
+	pattern := "^" + regexp.QuoteMeta(route.Match.GetPrefix()) + "(/?)(.*)"
+	if sensitive := route.Match.CaseSensitive; sensitive != nil && !sensitive.Value {
+		pattern = "(?i)" + pattern
+	}
+	action.RegexRewrite = &matcherv3.RegexMatchAndSubstitute{Pattern: regex(can, pattern), Substitution: `/\2`}
 }
 
 // nodeAction sends requests to what a resolver or a splitter leads to. It is nil, without an error, if those are

@@ -21,7 +21,7 @@ import (
 )
 
 // consulVersion is the Consul that is measured.
-const consulVersion = "1.22.0"
+const consulVersion = "1.22.7"
 
 // consulServer is a Consul of one node, with its state on disk and its default
 // limits.

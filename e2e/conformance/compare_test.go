@@ -15,7 +15,7 @@ func TestAllowanceIsForOneValueOfConsul(t *testing.T) {
 	ejection := func(consul string) difference {
 		return difference{TypeURL: resource.ClusterType, Path: "outlier_detection.max_ejection_percent", Before: consul, After: "absent"}
 	}
-	used := map[allowance]bool{}
+	used := map[*allowance]bool{}
 	left := unexplained([]difference{ejection("0"), ejection("30")}, lab.ConsulNew, used)
 	if len(left) != 1 || left[0].Before != "30" {
 		t.Errorf("unexplained: %v, want the one where Consul writes 30", left)

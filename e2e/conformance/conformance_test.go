@@ -33,6 +33,9 @@ const (
 // up with the same.
 func TestSameResourcesAsConsul(t *testing.T) { compareCases(t, current) }
 
+// TestSameResourcesAsConsulBetween does the same with a Consul between that and the oldest.
+func TestSameResourcesAsConsulBetween(t *testing.T) { compareCases(t, between) }
+
 // TestSameResourcesAsOldConsul does the same with the cases that the older
 // Consul takes.
 func TestSameResourcesAsOldConsul(t *testing.T) { compareCases(t, older) }
@@ -76,7 +79,8 @@ func (s *suite) everythingIsNeeded(t *testing.T) {
 
 func (s *suite) allowancesAreNeeded(t *testing.T) {
 	t.Helper()
-	for _, a := range allowed {
+	for i := range allowed {
+		a := &allowed[i]
 		if a.concerns(s.ref.version) && a.peered == s.peered && !s.used[a] {
 			t.Errorf("no case needs the allowed difference %s %s", a.typeURL, a.path)
 		}
@@ -120,7 +124,7 @@ func startSuite(t *testing.T, ref reference) *suite {
 func startSuiteAt(t *testing.T, ref reference, ip string) *suite {
 	t.Helper()
 	s := &suite{
-		ref: ref, ip: ip, consul: startConsul(t, ip, ref.version), used: map[allowance]bool{}, spelled: map[string]bool{},
+		ref: ref, ip: ip, consul: startConsul(t, ip, ref.version), used: map[*allowance]bool{}, spelled: map[string]bool{},
 	}
 	s.usher = startUsher(t, s.consul, usherPort)
 	follower, stop := connect(t, s.usher)
@@ -138,7 +142,7 @@ type suite struct {
 	usher    string // xDS address
 	follower *envoy
 
-	used                           map[allowance]bool
+	used                           map[*allowance]bool
 	spelled                        map[string]bool // the old spellings that were met, by key
 	ran, equal, refused, resources int
 
@@ -207,11 +211,11 @@ func (s *suite) expect(t *testing.T, who string, e *envoy, want *original) {
 
 // awaitEqual waits until an Envoy has the resources, and returns the allowances
 // that this needed; the error says in what they differ at the deadline.
-func (s *suite) awaitEqual(e *envoy, want *original, deadline time.Duration) (map[allowance]bool, error) {
+func (s *suite) awaitEqual(e *envoy, want *original, deadline time.Duration) (map[*allowance]bool, error) {
 	timeout := time.NewTimer(deadline)
 	defer timeout.Stop()
 	for {
-		used := map[allowance]bool{}
+		used := map[*allowance]bool{}
 		problem := check(e.seen, want.resources, s.ref.version, used)
 		if problem == nil {
 			return used, nil
@@ -229,7 +233,7 @@ func (s *suite) awaitEqual(e *envoy, want *original, deadline time.Duration) (ma
 }
 
 // check says in what a view is not what is wanted.
-func check(v view, want resources, version string, used map[allowance]bool) error {
+func check(v view, want resources, version string, used map[*allowance]bool) error {
 	if v.Missing != "" {
 		return fmt.Errorf("missing: %s", v.Missing)
 	}

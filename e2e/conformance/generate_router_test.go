@@ -23,7 +23,7 @@ func (g *generator) router(name string, subsets, later []string) {
 			func() { to["RetryOnStatusCodes"] = []int{500 + g.IntN(9)} },
 		)
 		if path := match(route); path {
-			g.some(40, func() { to["PrefixRewrite"] = "/rewritten" })
+			g.some(40, func() { to["PrefixRewrite"] = pick(g, "/rewritten", "/") })
 		}
 		g.headers(to)
 		route["Destination"] = to

@@ -18,6 +18,13 @@ type reference struct {
 // current is the Consul that Usher must equal.
 var current = reference{version: lab.ConsulNew}
 
+// between is a Consul between the two others.
+var between = reference{
+	version:   lab.ConsulBetween,
+	refused:   map[string]string{"request-headers-size-central": `invalid config key "MaxRequestHeadersKB"`},
+	spellings: []spelling{bareAddresses},
+}
+
 // older is the Consul of long-lived installations.
 var older = reference{
 	version: lab.ConsulOld,

@@ -30,6 +30,14 @@ type spelling struct {
 
 func (s spelling) key() string { return s.typeURL + " " + s.path }
 
+// bareAddresses is that of Consul before 1.22.
+var bareAddresses = spelling{
+	typeURL: resource.ListenerType,
+	path:    "name",
+	reason:  "An IPv6 address in a listener's name has no brackets.",
+	rename:  bracketAddresses,
+}
+
 // oldSpellings are those of Consul 1.15. One that no case has fails.
 var oldSpellings = slices.Concat(
 	[]spelling{
@@ -45,12 +53,7 @@ var oldSpellings = slices.Concat(
 			reason:  "Deprecated by Envoy 1.23: the total is the sum of the weights.",
 			rewrite: leaveOut,
 		},
-		{
-			typeURL: resource.ListenerType,
-			path:    "name",
-			reason:  "An IPv6 address in a listener's name has no brackets in Consul 1.15.",
-			rename:  bracketAddresses,
-		},
+		bareAddresses,
 		{
 			typeURL: resource.ClusterType,
 			path:    "cluster_type.typed_config.clusters[]",

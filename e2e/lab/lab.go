@@ -217,10 +217,11 @@ func (c Request) StatusCode(t *testing.T) int {
 
 // The versions of the real parts. `make tools` installs them.
 const (
-	ConsulNew = "1.22.0"
-	ConsulOld = "1.15.1" // the lab's
-	EnvoyNew  = "1.40.0"
-	EnvoyOld  = "1.36.2"
+	ConsulNew     = "1.22.7"
+	ConsulBetween = "1.20.6"
+	ConsulOld     = "1.15.1" // the lab's
+	EnvoyNew      = "1.40.0"
+	EnvoyOld      = "1.36.2"
 )
 
 func consulBinary(t *testing.T, version string) string {
