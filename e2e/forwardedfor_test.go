@@ -26,8 +26,11 @@ const (
 	cdnHeader = "Cf-Connecting-Ip"
 )
 
-// mostEntries is how many addresses Envoy reads in X-Forwarded-For.
-const mostEntries = 20
+// mostEntries is how many addresses Envoy reads in X-Forwarded-For. Of a longer list, fewerEntries are left.
+const (
+	mostEntries  = 20
+	fewerEntries = 5
+)
 
 // forwardedListeners are listeners with each way to believe proxies.
 var forwardedListeners = []lab.TestListener{
@@ -64,15 +67,21 @@ var forwardedFor = []struct {
 	{[]string{trueIP, ""}, trueIP},
 	{[]string{strings.Repeat(lab.ForgedIP+",", mostEntries-1) + trueIP}, trueIP},
 	{[]string{lab.ForgedIP + "," + trueIP + strings.Repeat(", 192.0.2.99", mostEntries-2)}, trueIP},
-	// Envoy reads no longer list: the client is the sender.
-	{[]string{strings.Repeat(lab.ForgedIP+",", mostEntries) + trueIP}, ""},
-	{[]string{strings.Repeat(lab.ForgedIP+",", 1000) + trueIP}, ""},
-	{[]string{strings.Repeat(lab.ForgedIP+", ", 1000) + trueIP + strings.Repeat(", 192.0.2.99", 1000)}, ""},
+	// Of a longer list only the last entries are left.
+	{[]string{strings.Repeat(lab.ForgedIP+",", mostEntries) + trueIP}, trueIP},
+	{[]string{strings.Repeat(lab.ForgedIP+",", 1000) + trueIP}, trueIP},
+	{[]string{strings.Repeat(lab.ForgedIP+", ", 1000) + trueIP + strings.Repeat(", 192.0.2.99", 1000)}, "192.0.2.99"},
+	{[]string{"\xff" + strings.Repeat(","+lab.ForgedIP, 30) + "," + trueIP}, trueIP},
+	// Some proxies write ports, and brackets.
+	{[]string{trueIP + ":4711"}, trueIP},
+	{[]string{lab.ForgedIP + ", " + trueIP + ":4711"}, trueIP},
+	{[]string{strings.Repeat(lab.ForgedIP+",", 30) + " " + trueIP + ":4711"}, trueIP},
+	{[]string{lab.ForgedIP + ", [" + trueIPv6 + "]:4711"}, trueIPv6},
+	{[]string{lab.ForgedIP + ", [" + trueIPv6 + "]"}, trueIPv6},
 	// Behind what is no address, nothing is known: the client is the sender.
 	{[]string{lab.ForgedIP + ", unknown"}, ""},
-	{[]string{lab.ForgedIP + ", " + trueIP + ":4711"}, ""},
-	{[]string{lab.ForgedIP + ", [" + trueIPv6 + "]:4711"}, ""},
-	{[]string{lab.ForgedIP + ", [" + trueIPv6 + "]"}, ""},
+	{[]string{lab.ForgedIP + ", " + trueIP + ":x"}, ""},
+	{[]string{lab.ForgedIP + ", " + trueIP + ":4711, 192.0.2.99"}, ""},
 	{[]string{lab.ForgedIP + ", unknown, 192.0.2.99"}, ""},
 	{[]string{lab.ForgedIP + ", 203.0.113.0/24"}, ""},
 	{[]string{lab.ForgedIP + "; " + trueIP}, ""},
@@ -194,6 +203,9 @@ func (p forwardedProbe) want(l *forgeryLab) (want lab.Observation, isProxy bool)
 	if len(sent) > 1 { // Envoy makes them one, and leaves empty ones out
 		sent = slices.DeleteFunc(slices.Clone(sent), func(line string) bool { return line == "" })
 	}
+	if isProxy && !strings.Contains(s.ClientAddress, "header") {
+		sent = readable(sent)
+	}
 	switch {
 	case strings.Contains(s.ClientAddress, "keep"):
 		want.Service = p.Symbols(sent)
@@ -205,6 +217,24 @@ func (p forwardedProbe) want(l *forgeryLab) (want lab.Observation, isProxy bool)
 		want.Service = p.Symbols(sent) + "," + sender
 	}
 	return want, isProxy
+}
+
+// readable is what is left of X-Forwarded-For for Envoy to read: the last entries, and no port and brackets of the
+// last one.
+func readable(sent []string) []string {
+	if len(sent) == 0 {
+		return sent
+	}
+	entries := strings.Split(strings.Join(sent, ","), ",")
+	if len(entries) > mostEntries {
+		entries = entries[len(entries)-fewerEntries:]
+	}
+	last := &entries[len(entries)-1]
+	if address, err := netip.ParseAddrPort(strings.TrimSpace(*last)); err == nil {
+		*last = address.Addr().String()
+	}
+	*last = strings.Trim(*last, " []")
+	return []string{strings.Join(entries, ",")}
 }
 
 func (l *forgeryLab) wantForwarded(t *testing.T, p forwardedProbe, seen lab.Observation) {

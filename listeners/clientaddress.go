@@ -114,7 +114,10 @@ func headersOfProxies(client settings.ClientAddress, tls bool) (changes []*mutat
 	for _, h := range edgeHeaders {
 		changes = append(changes, removeHeader(h))
 	}
-	if client.HasHeader() && client.XFF != settings.XFFKeep {
+	switch {
+	case !client.HasHeader():
+		changes = append(changes, changeHeader(xffHeader, envoy.CEL(readableXFF), corev3.HeaderValueOption_OVERWRITE_IF_EXISTS))
+	case client.XFF != settings.XFFKeep:
 		changes = append(changes, changeHeader(xffHeader, clientOperator, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD))
 	}
 	switch protoType(client, tls, true) {
@@ -187,6 +190,22 @@ func protoType(client settings.ClientAddress, tls, proxies bool) settings.Forwar
 		return by
 	}
 }
+
+// readableXFF is the expression of an X-Forwarded-For that Envoy can read. Of a list of more than 20 entries it reads
+// nothing, so that clients could hide behind a proxy that appends to what they send: of such a list only the last entries
+// are left. And it reads no port, which some proxies write: that of the last entry is left out. Envoy bounds the size of a
+// pattern, which is why there are few entries left; \C, a byte, is smaller than a character.
+var readableXFF = func() string {
+	value := fmt.Sprintf("request.headers['%s']", xffHeader)
+	extract := func(value, pattern string) string {
+		return fmt.Sprintf(`re.extract(%s, r'%s', r'\1\2')`, value, pattern)
+	}
+	last := fmt.Sprintf(`(%s.matches(r'(?:,\C*){20}') ? %s : %s)`, value, extract(value, `()((?:[^,]*,){0,4}[^,]*)$`), value)
+	ifMatches := func(pattern string) string {
+		return fmt.Sprintf("%s.matches(r'%s') ? %s : ", last, pattern, extract(last, pattern))
+	}
+	return ifMatches(`^(.*[ ,]|)([0-9.]+):[0-9]+ *$`) + ifMatches(`^(.*[ ,]|)\[([0-9a-fA-F:.]+)\](?::[0-9]+)? *$`) + last
+}()
 
 // byPort is the operator that shows https on the given ports. With PROXY protocol the port is that of the load
 // balancer.
