@@ -123,7 +123,7 @@ var Conflicts = []Conflict{
 		},
 	},
 	{
-		Doc: "`xff = \"keep\"` with `forwarded_proto = { https_ports = … }`, or with `\"trust\"` and without `client_address.trusted_cidrs`, " +
+		Doc: "`xff = \"keep\"` with `forwarded_proto = { https_ports = [443] }`, or with `\"trust\"` and without `client_address.trusted_cidrs`, " +
 			"where there are no `trusted_hops`, on an http, http2 or grpc listener",
 		Setting: "client_address.xff",
 		Reason:  `Envoy takes X-Forwarded-Proto from a request only if the client's address is in X-Forwarded-For; use "append", or remove forwarded_proto`,
