@@ -143,7 +143,7 @@ func proxyProtocolFilter(l listenerParams, listener string) (*listenerv3.Listene
 		return nil, fmt.Errorf("PROXY protocol mode %q: a bug in Usher; please report it", proxy.Mode)
 	}
 	config := &proxyv3.ProxyProtocol{
-		Rules: tlvRules(proxy.TLVs, can), AllowRequestsWithoutProxyProtocol: proxy.Mode == settings.Permissive,
+		Rules: tlvRules(l), AllowRequestsWithoutProxyProtocol: proxy.Mode == settings.Permissive,
 	}
 	if !slices.Contains(proxy.Versions, settings.V1) {
 		config.DisallowedVersions = append(config.DisallowedVersions, corev3.ProxyProtocolConfig_V1)

@@ -18,20 +18,30 @@ import (
 // gets there, so no TLV can break a log line or a request.
 
 // tlvRules makes the PROXY filter store the TLVs. A number is stored in base64, because Envoy makes text of the
-// metadata.
-func tlvRules(tlvs []settings.TLV, can envoy.Capabilities) []*proxyv3.ProxyProtocol_Rule {
+// metadata. Envoy has one rule for each type.
+func tlvRules(l listenerParams) []*proxyv3.ProxyProtocol_Rule {
 	var rules []*proxyv3.ProxyProtocol_Rule
-	for _, tlv := range tlvs {
-		if !canRead(can, tlv) {
+	hasType := map[uint8]bool{}
+	for _, tlv := range l.tlvs() {
+		if hasType[tlv.Type] || !canRead(l.input.capabilities, tlv) {
 			continue
 		}
-		stored := &proxyv3.ProxyProtocol_KeyValuePair{Key: tlv.Name}
+		hasType[tlv.Type] = true
+		stored := &proxyv3.ProxyProtocol_KeyValuePair{Key: storedKey(tlv)}
 		if isNumber(tlv) {
 			stored.ValueStringEncoding = proxyv3.ProxyProtocol_KeyValuePair_BASE64
 		}
 		rules = append(rules, &proxyv3.ProxyProtocol_Rule{TlvType: uint32(tlv.Type), OnTlvPresent: stored})
 	}
 	return rules
+}
+
+// storedKey is the key of a TLV in the metadata. Parts of a type have one key together, which is no TLV's name.
+func storedKey(tlv settings.TLV) string {
+	if tlv.Type == settings.SSLType {
+		return "usher.ssl"
+	}
+	return tlv.Name
 }
 
 // isNumber reports whether the value of a TLV is a number in bytes, and not text.
@@ -62,9 +72,13 @@ func stateFilters(values []*statev3.FilterStateValue) ([]*listenerv3.Filter, err
 // tlvExpression is the expression of a TLV's decoded value. It is empty if the header has none or one of another
 // form. An expression that fails would be "-".
 func tlvExpression(tlv settings.TLV) string {
-	metadata := "metadata.filter_metadata"
-	value := fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, tlv.Name)
-	present := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)
+	value, present := storedTLV(tlv)
+	switch tlv.Part {
+	case settings.TLVSSLClientCN:
+		return present + sslClientCN(value)
+	case settings.TLVSSLClientVerified:
+		return present + sslClientVerified(value)
+	}
 	switch tlv.Encoding() {
 	case settings.TLVAzureLink:
 		return present + azureLink(value)
@@ -74,6 +88,14 @@ func tlvExpression(tlv settings.TLV) string {
 		return present + textMatching(value, `^\x01(vpce-[a-z0-9]+)$`)
 	}
 	return present + textMatching(value, `^([!-~]([ -~]*[!-~])?)$`)
+}
+
+// storedTLV returns the expressions of what is stored of a TLV, and of whether something is.
+func storedTLV(tlv settings.TLV) (value, present string) {
+	const metadata = "metadata.filter_metadata"
+	key := storedKey(tlv)
+	return fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, key),
+		fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, key, metadata, proxyProtocolName)
 }
 
 // textMatching extracts the first group of a pattern that the whole value matches.

@@ -135,7 +135,7 @@ func badSettings() []bad {
 			`DIR/a.hcl:5: usher.proxy_protocol.mode: 1 is not allowed; use "auto", "off", "permissive" or "strict"`,
 		}},
 		{"one of several TLVs", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { proxy_protocol { tlvs = [`, `  { type = "alpn" },`, `  { type = "alnp", name = "x" },`, `] } } }`), []string{
-			`DIR/a.hcl:5: usher.proxy_protocol.tlvs[1].type: "alnp" is not allowed (did you mean "alpn"?); use "alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id" or a number from 0 to 255 such as "0xE4"`,
+			`DIR/a.hcl:5: usher.proxy_protocol.tlvs[1].type: "alnp" is not allowed (did you mean "alpn"?); use "alpn", "authority", "unique_id", "ssl_client_cn", "ssl_client_verified", "gcp_psc_id", "aws_vpce_id", "azure_link_id" or a number from 0 to 255 such as "0xE4"`,
 		}},
 		{"one listener", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { listeners {`, `  "8080" {`, `    proxy_protocol { mode = "on" }`, `  }`, `} } }`), []string{
 			`DIR/a.hcl:5: usher.listeners.8080.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`,

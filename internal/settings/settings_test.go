@@ -51,7 +51,13 @@ func TestDecodeSettings(t *testing.T) {
 		"one TLV": {pp(obj{"tlvs": obj{"type": "aws_vpce_id"}}), says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{Type: 0xEA, Name: "aws_vpce_id"}}}})},
 		"TLVs": {
 			pp(obj{"tlvs": array{obj{"type": "0xE4", "name": "tenant", "header": "x-tenant"}, obj{"type": 234.0, "name": "vpce"}, obj{"type": 5, "name": "id", "header": "none"}}}),
-			says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{0xE4, "tenant", "x-tenant"}, {0xEA, "vpce", ""}, {5, "id", "none"}}}}),
+			says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{Type: 0xE4, Name: "tenant", Header: "x-tenant"}, {Type: 0xEA, Name: "vpce"}, {Type: 5, Name: "id", Header: "none"}}}}),
+		},
+		"parts of a TLV": {
+			pp(obj{"tlvs": array{obj{"type": "ssl_client_cn", "header": "x-client-cn"}, obj{"type": "ssl_client_verified", "name": "verified"}, obj{"type": 0x20, "name": "raw"}}}),
+			says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{
+				{Type: 0x20, Part: TLVSSLClientCN, Name: "ssl_client_cn", Header: "x-client-cn"}, {Type: 0x20, Part: TLVSSLClientVerified, Name: "verified"}, {Type: 0x20, Name: "raw"},
+			}}}),
 		},
 		"upstream":      {pp(obj{"upstream": "v2", "server_speaks_first": "no"}), says(Listener{ProxyProtocol: ProxyProtocol{Upstream: UpstreamV2, ServerSpeaksFirst: No}})},
 		"hops":          {ca(obj{"xff": "append", "trusted_hops": 2.0}), says(Listener{ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: 2}})},
@@ -80,7 +86,7 @@ func TestDecodeSettings(t *testing.T) {
 
 func TestBadSettingsAreProblems(t *testing.T) {
 	const networks = `networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`
-	const known = `"alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id" or a number from 0 to 255 such as "0xE4"`
+	const known = `"alpn", "authority", "unique_id", "ssl_client_cn", "ssl_client_verified", "gcp_psc_id", "aws_vpce_id", "azure_link_id" or a number from 0 to 255 such as "0xE4"`
 	for name, tc := range map[string]struct {
 		raw  any
 		want []string
@@ -255,7 +261,7 @@ func TestResolve(t *testing.T) {
 }
 
 func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
-	a := says(Listener{ProxyProtocol: ProxyProtocol{Mode: Strict, TLVs: []TLV{{1, "alpn", ""}}}, ClientAddress: ClientAddress{TrustedHops: 2}})
+	a := says(Listener{ProxyProtocol: ProxyProtocol{Mode: Strict, TLVs: []TLV{{Type: 1, Name: "alpn"}}}, ClientAddress: ClientAddress{TrustedHops: 2}})
 	b := says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{}}, ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops}})
 	got, _ := Resolve(80, Layer{Settings: a}, Layer{Settings: b})
 	initial, _ := Resolve(80)

@@ -13,7 +13,21 @@ type TLV struct {
 	Type   uint8
 	Name   string // the key in the access log
 	Header string // the request header with the value; empty or NoHeader: none
+	Part   TLVPart
 }
+
+// TLVPart is what is read of a TLV's value.
+type TLVPart uint8
+
+// The parts. Those of SSLType are read according to chapter 2.2.6 of the specification.
+const (
+	TLVWhole             TLVPart = iota // all of the value
+	TLVSSLClientCN                      // the common name in the client's certificate
+	TLVSSLClientVerified                // whether the load balancer has verified the client's certificate
+)
+
+// SSLType is the type of the TLV that describes the client's TLS connection to the load balancer.
+const SSLType uint8 = 0x20
 
 // NoHeader means that a TLV has no header. It is a word because Consul's merge would replace an empty value by that
 // of another layer.
@@ -25,6 +39,7 @@ type KnownTLV struct {
 	Name     string // the word for Type
 	LogName  string // the key in the access log, unless the setting gives another
 	Encoding TLVEncoding
+	Part     TLVPart
 	Meaning  string
 }
 
@@ -40,20 +55,29 @@ const (
 )
 
 // KnownTLVs are the types that have names, sorted by type. The PROXY protocol itself defines those below 0x20
-// (chapter 2.2 of its specification).
+// and 0x20 itself (chapter 2.2 of its specification).
 var KnownTLVs = []KnownTLV{
-	{0x01, "alpn", "alpn", TLVText, "the protocol that the client's TLS handshake with the load balancer chose, such as h2"},
-	{0x02, "authority", "proxy_authority", TLVText, "the host name that the client asked the load balancer for (SNI)"},
-	{0x05, "unique_id", "unique_id", TLVText, "the id that the load balancer gave the connection"},
-	{0xE0, "gcp_psc_id", "gcp_psc_id", TLVGCPLink, "the id of the Private Service Connect connection (Google Cloud)"},
-	{0xEA, "aws_vpce_id", "aws_vpce_id", TLVAWSVPCE, "the id of the VPC endpoint (AWS PrivateLink), vpce-…"},
-	{0xEE, "azure_link_id", "azure_link_id", TLVAzureLink, "the link id of the private endpoint (Azure Private Link)"},
+	{0x01, "alpn", "alpn", TLVText, TLVWhole, "the protocol that the client's TLS handshake with the load balancer chose, such as h2"},
+	{0x02, "authority", "proxy_authority", TLVText, TLVWhole, "the host name that the client asked the load balancer for (SNI)"},
+	{0x05, "unique_id", "unique_id", TLVText, TLVWhole, "the id that the load balancer gave the connection"},
+	{
+		SSLType, "ssl_client_cn", "ssl_client_cn", TLVText, TLVSSLClientCN,
+		"the common name (CN) in the certificate that the client presented to the load balancer, verified or not; " +
+			"up to 64 printable ASCII characters except `!`",
+	},
+	{
+		SSLType, "ssl_client_verified", "ssl_client_verified", TLVText, TLVSSLClientVerified,
+		"whether the load balancer has verified the client's certificate: `yes` or `no`, and nothing if the client presented none",
+	},
+	{0xE0, "gcp_psc_id", "gcp_psc_id", TLVGCPLink, TLVWhole, "the id of the Private Service Connect connection (Google Cloud)"},
+	{0xEA, "aws_vpce_id", "aws_vpce_id", TLVAWSVPCE, TLVWhole, "the id of the VPC endpoint (AWS PrivateLink), vpce-…"},
+	{0xEE, "azure_link_id", "azure_link_id", TLVAzureLink, TLVWhole, "the link id of the private endpoint (Azure Private Link)"},
 }
 
-// Encoding returns how the TLV encodes its value.
+// Encoding returns how the TLV encodes its value. Parts have none of their own.
 func (t TLV) Encoding() TLVEncoding {
 	for _, k := range KnownTLVs {
-		if k.Type == t.Type {
+		if k.Type == t.Type && k.Part == t.Part {
 			return k.Encoding
 		}
 	}
@@ -95,6 +119,9 @@ func decodeTLV(o object) TLV {
 	t := TLV{Type: required(o, "type", tlvType)}
 	typeName, _ := single(o.members["type"]).(string)
 	known := slices.IndexFunc(KnownTLVs, func(k KnownTLV) bool { return k.Name == typeName })
+	if known >= 0 {
+		t.Part = KnownTLVs[known].Part
+	}
 	_, named := o.members["name"]
 	if known >= 0 && !named {
 		t.Name = KnownTLVs[known].LogName
@@ -119,11 +146,11 @@ var reservedHeaders = []string{
 	"x-forwarded-for", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-host", "x-request-id", "authorization", "cookie",
 }
 
-// checkUnique reports types, names and headers that occur twice.
+// checkUnique reports types, names and headers that occur twice. Different parts of one type are no repetition.
 func (d *decoder) checkUnique(where string, all []TLV) {
 	seen := map[string]bool{}
 	for _, t := range all {
-		values := []string{fmt.Sprintf("type %#x", t.Type), fmt.Sprintf("name %q", t.Name)}
+		values := []string{"type " + t.typeText(), fmt.Sprintf("name %q", t.Name)}
 		if t.Header != "" && t.Header != NoHeader {
 			values = append(values, fmt.Sprintf("header %q", t.Header))
 		}
@@ -134,4 +161,14 @@ func (d *decoder) checkUnique(where string, all []TLV) {
 			seen[value] = true
 		}
 	}
+}
+
+// typeText is the type in messages: the word of a part, or the number.
+func (t TLV) typeText() string {
+	for _, k := range KnownTLVs {
+		if k.Part == t.Part && k.Part != TLVWhole {
+			return fmt.Sprintf("%q", k.Name)
+		}
+	}
+	return fmt.Sprintf("%#x", t.Type)
 }
