@@ -206,8 +206,8 @@ func (l *headerLab) wantDocumentedCommand(t *testing.T) {
 func (l *headerLab) wantDocumentedProto(t *testing.T) {
 	t.Helper()
 	settings := regexp.MustCompile(`(?m)^usher \{ client_address .*$`).FindAllString(testprocess.ReadFile(t, "../docs/client-address.md"), -1)
-	if len(settings) != 2 {
-		t.Fatalf("docs/client-address.md has %q, want two settings", settings)
+	if len(settings) != 3 {
+		t.Fatalf("docs/client-address.md has %q, want three settings", settings)
 	}
 	const strict = `usher { proxy_protocol { mode = "strict" } `
 	for i := range settings {
@@ -215,7 +215,7 @@ func (l *headerLab) wantDocumentedProto(t *testing.T) {
 	}
 	byPort := strings.ReplaceAll(settings[0], "443", "8080")
 	for _, step := range []struct{ settings, sent, want string }{
-		{byPort, "http", "https"}, {settings[0], "https", "http"}, {settings[1], "https", "https"}, {settings[1], "", "http"}, {strict + "}", "https", "http"},
+		{byPort, "http", "https"}, {settings[0], "https", "http"}, {settings[1], "https", "https"}, {settings[1], "", "http"}, {settings[2], "https", "http"}, {strict + "}", "https", "http"},
 	} {
 		writeProxyDefaults(t, l.Lab, step.settings)
 		testprocess.Eventually(t, fmt.Sprintf("with %q, one that sends %q is forwarded as %s", step.settings, step.sent, step.want), testprocess.ChangeDeadline, func() error {

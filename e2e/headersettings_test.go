@@ -21,25 +21,31 @@ type headerSetting struct {
 	// header is one of a request that says https and 192.0.2.1 of itself, and
 	// value what becomes of it; CLIENT stands for the client's address.
 	header, value string
+	// tlsHeader is a PROXY header that the setting needs; "" for none.
+	tlsHeader string
 }
 
 var headerSettings = []headerSetting{
-	{"`xff = \"append\"`", `client_address { xff = "append" }`, "X-Forwarded-For", "192.0.2.1,CLIENT"},
-	{"`xff = \"overwrite\"`", `client_address { xff = "overwrite" }`, "X-Forwarded-For", "CLIENT"},
-	{"`trusted_hops = 1`", `client_address { trusted_hops = 1 }`, "X-Forwarded-For", "192.0.2.1,CLIENT"},
-	{"`forwarded_proto = \"connection\"`", `client_address { forwarded_proto = "connection" }`, "X-Forwarded-Proto", "http"},
-	{"`forwarded_proto = \"trust\"`", `client_address { forwarded_proto = "trust" }`, "X-Forwarded-For", "192.0.2.1,CLIENT"},
-	{"`forwarded_proto { https_ports = [8080] }`", `client_address { forwarded_proto { https_ports = [8080] } }`, "X-Forwarded-For", "192.0.2.1,CLIENT"},
-	{"`xff = \"keep\"`", `client_address { xff = "keep" }`, "X-Forwarded-Proto", "http"},
+	{"`xff = \"append\"`", `client_address { xff = "append" }`, "X-Forwarded-For", "192.0.2.1,CLIENT", ""},
+	{"`xff = \"overwrite\"`", `client_address { xff = "overwrite" }`, "X-Forwarded-For", "CLIENT", ""},
+	{"`trusted_hops = 1`", `client_address { trusted_hops = 1 }`, "X-Forwarded-For", "192.0.2.1,CLIENT", ""},
+	{"`forwarded_proto = \"connection\"`", `client_address { forwarded_proto = "connection" }`, "X-Forwarded-Proto", "http", ""},
+	{"`forwarded_proto = \"trust\"`", `client_address { forwarded_proto = "trust" }`, "X-Forwarded-For", "192.0.2.1,CLIENT", ""},
+	{"`forwarded_proto { https_ports = [8080] }`", `client_address { forwarded_proto { https_ports = [8080] } }`, "X-Forwarded-For", "192.0.2.1,CLIENT", ""},
+	{
+		name: "`forwarded_proto = \"proxy_protocol\"`, client with TLS", text: `client_address { forwarded_proto = "proxy_protocol" }`,
+		header: "X-Forwarded-For", value: "192.0.2.1,CLIENT", tlsHeader: lab.HeaderWithTLVs(lab.SSLTLV(lab.SSLFlagTLS, 0)),
+	},
+	{"`xff = \"keep\"`", `client_address { xff = "keep" }`, "X-Forwarded-Proto", "http", ""},
 	{
 		"`client_address.trusted_cidrs`, for these", `client_address { trusted_cidrs = ["` + lab.BalancerIP + `", "10.1.2.3"] }`,
-		"X-Forwarded-For", "192.0.2.1,CLIENT",
+		"X-Forwarded-For", "192.0.2.1,CLIENT", "",
 	},
 	{
 		"`client_address.header = \"true-client-ip\"`, for others",
-		`client_address { trusted_cidrs = "192.0.2.0/24" header = "true-client-ip" }`, "X-Forwarded-For", "192.0.2.1,CLIENT",
+		`client_address { trusted_cidrs = "192.0.2.0/24" header = "true-client-ip" }`, "X-Forwarded-For", "192.0.2.1,CLIENT", "",
 	},
-	{"`trusted_cidrs`, for others", `proxy_protocol { mode = "permissive", trusted_cidrs = "192.0.2.0/24" }`, "X-Forwarded-For", "CLIENT"},
+	{"`trusted_cidrs`, for others", `proxy_protocol { mode = "permissive", trusted_cidrs = "192.0.2.0/24" }`, "X-Forwarded-For", "CLIENT", ""},
 }
 
 // TestHeadersOfSettings compares all headers that services see with every
@@ -55,9 +61,14 @@ func TestHeadersOfSettings(t *testing.T) {
 			l, paths := startHeaderLab(t, lab.ConsulNew, version)
 			headed, plain := paths[1], paths[2]
 			for _, s := range headerSettings {
-				t.Run(s.name+" without a PROXY header", func(t *testing.T) { l.checkSetting(t, s, plain) })
-				on := s
-				if !strings.Contains(s.text, "proxy_protocol") {
+				if s.tlsHeader == "" {
+					t.Run(s.name+" without a PROXY header", func(t *testing.T) { l.checkSetting(t, s, plain) })
+				}
+				on, headed := s, headed
+				if s.tlsHeader != "" {
+					headed.usher.Proxy, headed.client = lab.Preface{Bytes: s.tlsHeader}, lab.HeaderClient.Addr().String()
+				}
+				if !strings.HasPrefix(s.text, "proxy_protocol") {
 					on.text += ` proxy_protocol { mode = "strict" }`
 				} else {
 					headed.client = plain.client // what the header says is not believed

@@ -125,6 +125,8 @@ func headersOfProxies(client settings.ClientAddress, tls bool) (changes []*mutat
 		return append(changes, removeHeader(protoHeader))
 	case settings.ForwardedProtoPorts:
 		return append(changes, setHeader(protoHeader, byPort(client.ForwardedProto.HTTPSPorts)))
+	case settings.ForwardedProtoTLV:
+		return append(changes, setHeader(protoHeader, byTLV))
 	}
 	return changes
 }
@@ -165,6 +167,8 @@ func setForwardedHeaders(hcm *hcmv3.HttpConnectionManager, client settings.Clien
 		return nil
 	case by == settings.ForwardedProtoPorts:
 		changes = append(changes, setHeader(protoHeader, byPort(client.ForwardedProto.HTTPSPorts)))
+	case by == settings.ForwardedProtoTLV:
+		changes = append(changes, setHeader(protoHeader, byTLV))
 	}
 	if hops > 0 {
 		return changes
@@ -183,7 +187,8 @@ func protoType(client settings.ClientAddress, tls, proxies bool) settings.Forwar
 	switch by := client.ForwardedProto.Type; {
 	case by == settings.ForwardedProtoDefault && proxies:
 		return settings.ForwardedProtoTrust
-	case by == settings.ForwardedProtoDefault, by == settings.ForwardedProtoPorts && tls,
+	case by == settings.ForwardedProtoDefault,
+		tls && (by == settings.ForwardedProtoPorts || by == settings.ForwardedProtoTLV),
 		by == settings.ForwardedProtoTrust && onlyProxies && !proxies:
 		return settings.ForwardedProtoConnection
 	default:
@@ -206,6 +211,9 @@ var readableXFF = func() string {
 	}
 	return ifMatches(`^(.*[ ,]|)([0-9.]+):[0-9]+ *$`) + ifMatches(`^(.*[ ,]|)\[([0-9a-fA-F:.]+)\](?::[0-9]+)? *$`) + last
 }()
+
+// byTLV is the operator that shows what the PROXY header says.
+const byTLV = "%FILTER_STATE(" + protoState + ":PLAIN)%"
 
 // byPort is the operator that shows https on the given ports. With PROXY protocol the port is that of the load
 // balancer.

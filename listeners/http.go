@@ -65,7 +65,7 @@ func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerServi
 
 func httpChain(l listenerParams, from downstreams, route string, socket *corev3.TransportSocket,
 ) (*listenerv3.FilterChain, error) {
-	filters, err := tlvFilters(l, from)
+	filters, err := tlvFilters(l, from, socket != nil)
 	if err != nil {
 		return nil, err
 	}

@@ -227,6 +227,7 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) *settin
 	proxy := p.ProxyProtocol
 	readsTLVs := proxy.Enabled() && len(proxy.TLVs) > 0
 	upstream := tcp && proxy.Upstream != settings.UpstreamNone
+	byTLV := !tcp && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoTLV
 	byPort := !tcp && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoPorts
 	switch {
 	case proxy.Mode == settings.Permissive && !can.OptionalProxyHeader:
@@ -242,6 +243,8 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) *settin
 			"so the service would believe them", "1.32", `use upstream "none" and disable PROXY protocol in the service`)
 	case readsTLVs && !can.Expressions:
 		return tooOld("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
+	case byTLV && !can.Expressions:
+		return tooOld("client_address.forwarded_proto", "this Envoy cannot read in a PROXY header whether the client uses TLS", "1.32", `use "connection"`)
 	case byPort && !can.Expressions:
 		return tooOld("client_address.forwarded_proto", "this Envoy cannot compare the port that the client connected to", "1.32", `use "connection"`)
 	case !tcp && len(p.ClientAddress.TrustedCIDRs) > 0 && !can.TrustedProxies:

@@ -144,6 +144,7 @@ func checkKnown(t *testing.T, l *listenerv3.Listener, c compiled) {
 		"an X-Forwarded-For of our own":    when(len(managers(t, l)) > 0 && p.ClientAddress.XFF == settings.XFFOverwrite, 25),
 		"proxies by their addresses":       when(len(managers(t, l)) > 0 && len(p.ClientAddress.TrustedCIDRs) > 0, 33),
 		"PROXY headers on both sides":      when(len(managers(t, l)) == 0 && p.ProxyProtocol.Enabled() && p.ProxyProtocol.Upstream != settings.UpstreamNone, 30),
+		"a TLV that means https":           when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoTLV, 32),
 		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoPorts, 32),
 	} {
 		if c.envoy.Minor < since {

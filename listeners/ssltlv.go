@@ -3,6 +3,8 @@ package listeners
 import (
 	"fmt"
 	"strings"
+
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // The TLV of settings.SSLType describes the client's TLS connection to the load balancer: a byte of flags, four bytes
@@ -15,9 +17,16 @@ import (
 
 // The beginnings of the TLV.
 const (
-	sslCertificate = `^[\x02-\x07]\C{4}`   // the client presented a certificate
-	sslVerified    = `^[\x02-\x07]\x00{4}` // the certificate is verified
+	sslUsed        = `^[\x01\x03\x05\x07]\C{4}` // the client uses TLS
+	sslCertificate = `^[\x02-\x07]\C{4}`        // the client presented a certificate
+	sslVerified    = `^[\x02-\x07]\x00{4}`      // the certificate is verified
 )
+
+// protoExpression is what X-Forwarded-Proto says of the client's connection to the load balancer.
+var protoExpression = func() string {
+	value, present := storedTLV(settings.TLV{Type: settings.SSLType})
+	return fmt.Sprintf(`%s && %s.matches(r'%s') ? 'https' : 'http'`, present, value, sslUsed)
+}()
 
 func sslClientVerified(value string) string {
 	return fmt.Sprintf(` && %s.matches(r'%s') ? (%s.matches(r'%s') ? 'yes' : 'no') : ''`, value, sslCertificate, value, sslVerified)

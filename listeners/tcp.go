@@ -22,7 +22,7 @@ func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, e
 	if err != nil {
 		return nil, err
 	}
-	filters, err := tlvFilters(l, from)
+	filters, err := tlvFilters(l, from, socket != nil)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package listeners
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -21,8 +22,12 @@ import (
 // metadata. Envoy has one rule for each type.
 func tlvRules(l listenerParams) []*proxyv3.ProxyProtocol_Rule {
 	var rules []*proxyv3.ProxyProtocol_Rule
+	tlvs := l.tlvs()
+	if l.readsProto() {
+		tlvs = append(slices.Clone(tlvs), settings.TLV{Type: settings.SSLType})
+	}
 	hasType := map[uint8]bool{}
-	for _, tlv := range l.tlvs() {
+	for _, tlv := range tlvs {
 		if hasType[tlv.Type] || !canRead(l.input.capabilities, tlv) {
 			continue
 		}
@@ -49,14 +54,26 @@ func isNumber(tlv settings.TLV) bool {
 	return tlv.Encoding() == settings.TLVAzureLink || tlv.Encoding() == settings.TLVGCPLink
 }
 
+// protoState is the filter state that says https or http, of connections whose X-Forwarded-Proto is in the PROXY header.
+const protoState = "usher.forwarded_proto"
+
+// readsProto reports whether the PROXY header decides about X-Forwarded-Proto.
+func (l *listenerParams) readsProto() bool {
+	return l.port.http() && l.settings.ProxyProtocol.Enabled() &&
+		l.settings.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoTLV
+}
+
 // tlvFilters returns the network filters that decode the TLVs of a chain's connections. Those of untrusted
 // downstreams are not decoded.
-func tlvFilters(l listenerParams, from downstreams) ([]*listenerv3.Filter, error) {
+func tlvFilters(l listenerParams, from downstreams, tls bool) ([]*listenerv3.Filter, error) {
 	var values []*statev3.FilterStateValue
 	for _, tlv := range l.tlvs() {
 		if !from.untrusted() && canRead(l.input.capabilities, tlv) {
 			values = append(values, envoy.StateValue(envoy.TLVState(tlv.Name), "envoy.string", envoy.CEL(tlvExpression(tlv))))
 		}
+	}
+	if l.readsProto() && !from.untrusted() && !tls {
+		values = append(values, envoy.StateValue(protoState, "envoy.string", envoy.CEL(protoExpression)))
 	}
 	return stateFilters(values)
 }

@@ -135,6 +135,7 @@ const (
 	TLVAuthority = "\x02"
 	tlvCRC32C    = "\x03"
 	tlvNoop      = "\x04"
+	TLVSSL       = "\x20"
 	TLVGCP       = "\xe0"
 	TLVAWS       = "\xea"
 	TLVAzure     = "\xee"
@@ -143,6 +144,22 @@ const (
 // TLV returns a TLV of the type.
 func TLV(kind, value string) string {
 	return kind + twoBytes(len(value)) + value
+}
+
+// The flags of an SSL TLV, and the types of its parts.
+const (
+	SSLFlagTLS         = "\x01"
+	SSLFlagCertificate = "\x03" // with TLS, and in this connection
+
+	SSLVersion  = "\x21"
+	SSLClientCN = "\x22"
+	SSLCipher   = "\x23"
+)
+
+// SSLTLV is a TLV about the client's TLS: its flags, the result of the verification of its certificate (0 for a good
+// one), and parts, which are TLVs themselves.
+func SSLTLV(flags string, verify int, parts ...string) string {
+	return TLV(TLVSSL, flags+twoBytes(verify>>16)+twoBytes(verify)+strings.Join(parts, ""))
 }
 
 // HeaderWithTLVs is a header for HeaderClient, with TLVs.

@@ -123,13 +123,23 @@ var Conflicts = []Conflict{
 		},
 	},
 	{
-		Doc: "`xff = \"keep\"` with `forwarded_proto = { https_ports = [443] }`, or with `\"trust\"` and without `client_address.trusted_cidrs`, " +
+		Doc:     "`forwarded_proto = \"proxy_protocol\"` with `mode = \"off\"`, on an http, http2 or grpc listener",
+		Setting: "client_address.forwarded_proto",
+		Reason: `with mode "off", no PROXY header says whether the client uses TLS; ` +
+			`use proxy_protocol.mode "strict" or "permissive", or another forwarded_proto`,
+		applies: func(l Listener, p ListenerProperties) bool {
+			return !p.TCP && !l.ProxyProtocol.Enabled() && l.ClientAddress.ForwardedProto.Type == ForwardedProtoTLV
+		},
+	},
+	{
+		Doc: "`xff = \"keep\"` with `forwarded_proto = { https_ports = [443] }` or `\"proxy_protocol\"`, or with `\"trust\"` and without `client_address.trusted_cidrs`, " +
 			"where there are no `trusted_hops`, on an http, http2 or grpc listener",
 		Setting: "client_address.xff",
 		Reason:  `Envoy takes X-Forwarded-Proto from a request only if the client's address is in X-Forwarded-For; use "append", or remove forwarded_proto`,
 		applies: func(l Listener, p ListenerProperties) bool {
 			c := l.ClientAddress
-			byRequest := c.ForwardedProto.Type == ForwardedProtoPorts || c.ForwardedProto.Type == ForwardedProtoTrust && len(c.TrustedCIDRs) == 0
+			by := c.ForwardedProto.Type
+			byRequest := by == ForwardedProtoPorts || by == ForwardedProtoTLV || by == ForwardedProtoTrust && len(c.TrustedCIDRs) == 0
 			return !p.TCP && c.XFF == XFFKeep && byRequest && c.TrustedHops.Uint32() == 0
 		},
 	},

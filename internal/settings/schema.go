@@ -110,6 +110,7 @@ var clientAddressSettings = []Setting{
 		func(l *Listener) *ForwardedProto { return &l.ClientAddress.ForwardedProto },
 		"What services get as X-Forwarded-Proto. `connection`: `https` if the connection to the gateway uses TLS, otherwise `http`. `trust`: what the request says. "+
 			"`https_ports`: `https` if the connection uses TLS or the client connected to one of these ports (with PROXY protocol: ports of the load balancer), otherwise `http`. "+
+			"`proxy_protocol`: `https` if the connection uses TLS or the PROXY header says that the client's connection to the load balancer does (TLV 0x20), otherwise `http`. "+
 			"`default`: `trust` with trusted hops, and for proxies in `trusted_cidrs`; otherwise `connection`. With `trusted_cidrs`, only these are trusted."),
 	setting("forwarded_port", "default", oneOf(ForwardedPortDefault, ForwardedPortConnection, ForwardedPortTrust),
 		func(l *Listener) *ForwardedPort { return &l.ClientAddress.ForwardedPort },

@@ -134,6 +134,8 @@ const (
 	ForwardedProtoConnection ForwardedProtoType = "connection" // whether the connection to the gateway has TLS
 	ForwardedProtoTrust      ForwardedProtoType = "trust"      // the request
 	ForwardedProtoPorts      ForwardedProtoType = "ports"      // the port that the client connected to
+	// ForwardedProtoTLV: the TLV of SSLType, in which the load balancer says whether the client uses TLS.
+	ForwardedProtoTLV ForwardedProtoType = "proxy_protocol"
 )
 
 // ForwardedPort is where X-Forwarded-Port comes from.

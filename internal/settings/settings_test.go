@@ -65,6 +65,7 @@ func TestDecodeSettings(t *testing.T) {
 		"no hops":       {ca(obj{"trusted_hops": "none"}), says(Listener{ClientAddress: ClientAddress{TrustedHops: NoHops}})},
 		"proto by word": {ca(obj{"forwarded_proto": "trust"}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoTrust}}})},
 		"proto by port": {ca(obj{"forwarded_proto": array{obj{"https_ports": array{8443.0, 443}}}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: []uint32{443, 8443}}}})},
+		"proto by TLV":  {ca(obj{"forwarded_proto": "proxy_protocol"}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoTLV}}})},
 		"one port":      {ca(obj{"forwarded_proto": obj{"https_ports": int64(443)}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: []uint32{443}}}})},
 		"port by word":  {ca(obj{"forwarded_port": "connection"}), says(Listener{ClientAddress: ClientAddress{ForwardedPort: ForwardedPortConnection}})},
 		"listeners": {
@@ -134,7 +135,7 @@ func TestBadSettingsAreProblems(t *testing.T) {
 		},
 		"no hops as a number": {ca(obj{"trusted_hops": 0.0}), []string{`x: usher.client_address.trusted_hops: 0 is not allowed; use "none" or a number from 1 to 32`}},
 		"half a hop":          {ca(obj{"trusted_hops": 1.5}), []string{`x: usher.client_address.trusted_hops: 1.5 is not allowed; use "none" or a number from 1 to 32`}},
-		"proto by a port":     {ca(obj{"forwarded_proto": 443}), []string{`x: usher.client_address.forwarded_proto: 443 is not allowed; use "default", "connection", "trust" or an object { https_ports = [443] }`}},
+		"proto by a port":     {ca(obj{"forwarded_proto": 443}), []string{`x: usher.client_address.forwarded_proto: 443 is not allowed; use "default", "connection", "trust", "proxy_protocol" or an object { https_ports = [443] }`}},
 		"proto by ports":      {ca(obj{"forwarded_proto": obj{"https_ports": array{}, "http_ports": 80}}), []string{`x: usher.client_address.forwarded_proto.http_ports: this key is unknown (did you mean "https_ports"?); remove it, or use "https_ports"`, `x: usher.client_address.forwarded_proto.https_ports: an empty list is not allowed; use a list of port numbers, such as [443]`}},
 		"a port too high":     {ca(obj{"forwarded_proto": obj{"https_ports": array{443, 65536}}}), []string{`x: usher.client_address.forwarded_proto.https_ports[1]: 65536 is not allowed; use a number from 1 to 65535`}},
 		"a port as a boolean": {ca(obj{"forwarded_port": true}), []string{`x: usher.client_address.forwarded_port: true is not allowed; use "default", "connection" or "trust"`}},
@@ -297,11 +298,20 @@ func TestConflictsAreRefused(t *testing.T) {
 		more["trusted_cidrs"] = "192.0.2.0/24"
 		return policy(ca(more))
 	}
+	protoByTLV := func(proxy, client obj) Listener {
+		client["forwarded_proto"] = "proxy_protocol"
+		return policy(obj{"proxy_protocol": proxy, "client_address": client})
+	}
 	for name, tc := range map[string]struct {
 		policy  Listener
 		traffic ListenerProperties
 		refused string
 	}{
+		"proto by TLV without PROXY headers":    {protoByTLV(obj{"mode": "off"}, obj{}), http, "forwarded_proto"},
+		"proto by TLV without them, tcp":        {protoByTLV(obj{"mode": "off"}, obj{}), tcp, ""},
+		"proto by TLV, permissive":              {protoByTLV(obj{"mode": "permissive"}, obj{}), http, ""},
+		"proto by TLV and proxies":              {protoByTLV(obj{"mode": "strict"}, obj{"trusted_cidrs": "192.0.2.0/24"}), http, ""},
+		"proto by TLV, X-Forwarded-For kept":    {protoByTLV(obj{"mode": "strict"}, obj{"xff": "keep"}), http, "xff"},
 		"proxies and hops":                      {proxies(obj{"trusted_hops": 1}), http, "trusted_hops"},
 		"proxies and hops, tcp":                 {proxies(obj{"trusted_hops": 1}), tcp, ""},
 		"everybody is a proxy":                  {policy(ca(obj{"trusted_cidrs": "0.0.0.0/0"})), http, "trusted_cidrs"},

@@ -290,7 +290,8 @@ var forwardedProto = objectOf("an object { https_ports = [443] }", func(o object
 }, "https_ports").
 	or("default", ForwardedProto{Type: ForwardedProtoDefault}).
 	or("connection", ForwardedProto{Type: ForwardedProtoConnection}).
-	or("trust", ForwardedProto{Type: ForwardedProtoTrust})
+	or("trust", ForwardedProto{Type: ForwardedProtoTrust}).
+	or("proxy_protocol", ForwardedProto{Type: ForwardedProtoTLV})
 
 // single returns the element of a list with one, and any other value as it is.
 func single(raw any) any {
