@@ -6,7 +6,10 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/consul/api"
@@ -133,6 +136,72 @@ func (p passage) wantLogged(t *testing.T, entry lab.LogEntry) {
 	if got := entry.IP(t, "downstream_direct_remote_address"); got != p.peer {
 		t.Errorf("access log has %s for the balancer, want %s", got, p.peer)
 	}
+}
+
+// TestClientCertificatesBehindHAProxy has an HAProxy that ends TLS and asks for client certificates. The log and the
+// service get the certificate's common name, and whether HAProxy has verified it. X-Forwarded-Proto is that of the
+// client's connection to HAProxy, whatever the client says.
+func TestClientCertificatesBehindHAProxy(t *testing.T) {
+	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
+		l := lab.Start(t, lab.ConsulNew, envoy, false)
+		usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Config: `usher {
+  proxy_protocol {
+    mode = "strict"
+    tlvs = [{ type = "ssl_client_verified", header = "x-client-verified" }, { type = "ssl_client_cn", header = "x-client-cn" }]
+  }
+  client_address { forwarded_proto = "proxy_protocol" }
+}
+`})
+		gateway := lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
+		l.HAProxy.SetHeader(t, lab.SendV2SSLCN)
+		authority := lab.NewCertificateAuthority(t, "Client CA")
+		h := l.AddHost(t, "haproxy-tls", "198.18.0.12")
+		lab.StartHAProxy(t, lab.HAProxyOptions{
+			Host: h, Targets: []*lab.Host{l.Gateway}, Ports: []int{8080}, Header: lab.SendV2SSLCN, Certificate: certificateFile(t, lab.ServiceHost),
+			ClientCA: lab.WriteFile(t, testprocess.NewDir(t), "ca.pem", authority.PEM()),
+		})
+		lab.WaitStatus(t, l.Request("/"), 200)
+		overTLS := func(certificate tls.Certificate) lab.Request {
+			config := &tls.Config{InsecureSkipVerify: true} // the balancer's certificate is not the story
+			// Unlike Certificates, it also presents one of an authority that the balancer does not ask for.
+			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &certificate, nil }
+			return lab.Request{From: l.Client, To: h.Addr(8080), TLS: config}
+		}
+		for _, s := range []struct {
+			name, cn, verified, proto string
+			request                   lab.Request
+		}{
+			{"no TLS", "", "", "http", l.Request("")},
+			{"TLS", "", "", "https", overTLS(tls.Certificate{})},
+			{"a certificate", "alice", "yes", "https", overTLS(clientCertificate(t, authority, "alice"))},
+			{"a long name", strings.Repeat("a", 64), "yes", "https", overTLS(clientCertificate(t, authority, strings.Repeat("a", 64)))},
+			{"a name with a NUL", "", "yes", "https", overTLS(clientCertificate(t, authority, "admin\x00.example"))},
+			{"a certificate of another authority", "alice", "no", "https", overTLS(clientCertificate(t, lab.NewCertificateAuthority(t, "Other CA"), "alice"))},
+		} {
+			r := s.request
+			r.Path = lab.NewPath()
+			forgedProto := map[string]string{"http": "https", "https": "http"}[s.proto]
+			r.Header = http.Header{"X-Client-Cn": {"forged"}, "X-Client-Verified": {"yes"}, "X-Forwarded-Proto": {forgedProto}}
+			r.MustDo(t).WantHello(t)
+			seen := l.Echo.Received(t, r.Path).Header
+			entry := gateway.Log.WaitRequest(t, r.Path)
+			got := []string{seen.Get("X-Client-Cn"), seen.Get("X-Client-Verified"), seen.Get("X-Forwarded-Proto"), entry.Text("ssl_client_cn"), entry.Text("ssl_client_verified")}
+			if want := []string{s.cn, s.verified, s.proto, s.cn, s.verified}; !slices.Equal(got, want) {
+				t.Errorf("%s: the service and the log have %q, want %q", s.name, got, want)
+			}
+		}
+	})
+}
+
+// clientCertificate is a certificate with the common name.
+func clientCertificate(t *testing.T, authority *lab.CertificateAuthority, name string) tls.Certificate {
+	t.Helper()
+	cert, key := authority.IssueNamed(t, testprocess.NewDir(t), name)
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair
 }
 
 // certificateFile is a file with a certificate for the name and its key, as

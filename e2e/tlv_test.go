@@ -29,10 +29,16 @@ var loggedTLVs = []loggedTLV{
 	{name: "tenant", header: "X-Tenant"},
 	{name: "azure_link_id", header: "X-Link-Id", number: true},
 	{name: "gcp_psc_id", number: true},
+	{name: "ssl_client_cn", header: "X-Client-Cn"},
+	{name: "ssl_client_verified", header: "X-Client-Verified"},
 }
 
 const tlvSettings = `tlvs = [{ type = "aws_vpce_id", header = "x-vpce-id" }, { type = "authority" }, { type = "0xE4", name = "tenant", header = "x-tenant" }, ` +
-	`{ type = "azure_link_id", header = "x-link-id" }, { type = "gcp_psc_id" }]`
+	`{ type = "azure_link_id", header = "x-link-id" }, { type = "gcp_psc_id" }, ` +
+	`{ type = "ssl_client_cn", header = "x-client-cn" }, { type = "ssl_client_verified", header = "x-client-verified" }]`
+
+// protoSettings make the header decide about X-Forwarded-Proto.
+const protoSettings = `forwarded_proto = "proxy_protocol"`
 
 // TestTLVs has balancers send TLVs besides the client's address. They are in the
 // access log by name and in request headers, from trusted addresses only, and
@@ -42,9 +48,13 @@ func TestTLVs(t *testing.T) {
 	var listeners []lab.TestListener
 	for _, protocol := range matrixProtocols {
 		listeners = append(listeners,
-			lab.TestListener{Protocol: protocol, Settings: lab.ListenerSettings{Mode: "strict", Extra: tlvSettings}},
-			lab.TestListener{Protocol: protocol, Settings: lab.ListenerSettings{Mode: "permissive", TrustedCIDRs: true, Extra: tlvSettings}})
+			lab.TestListener{Protocol: protocol, Settings: lab.ListenerSettings{Mode: "strict", Extra: tlvSettings, ClientAddress: protoSettings}},
+			lab.TestListener{Protocol: protocol, Settings: lab.ListenerSettings{Mode: "permissive", TrustedCIDRs: true, Extra: tlvSettings, ClientAddress: protoSettings}})
 	}
+	// Here the client in the header is an HTTP proxy that is believed.
+	listeners = append(listeners, lab.TestListener{Protocol: "http", Settings: lab.ListenerSettings{
+		Mode: "permissive", TrustedCIDRs: true, Extra: tlvSettings, ClientAddress: protoSettings + ` trusted_cidrs = "192.0.2.0/24"`,
+	}})
 	l := &tlvLab{lab.StartTrustLab(t, listeners)}
 	for _, g := range l.Gateways {
 		t.Run("envoy "+g.Version, func(t *testing.T) {
@@ -54,6 +64,7 @@ func TestTLVs(t *testing.T) {
 					p := lab.Probe{Gateway: g, Listener: m, From: from, Address: g.Addresses[0]}
 					stories = append(stories, l.wellFormed(p)...)
 					stories = append(stories, l.hostile(p)...)
+					stories = append(stories, l.clientTLS(p)...)
 				}
 			}
 			l.run(t, stories)
@@ -64,13 +75,14 @@ func TestTLVs(t *testing.T) {
 // tlvStory is a connection with TLVs, and what may be logged of them.
 type tlvStory struct {
 	lab.Probe
+	tls   bool // the header says that the client uses TLS
 	right func(tlv loggedTLV, got string) bool
 }
 
 // newStory is a story of a connection that begins with the text.
 func (l *tlvLab) newStory(p lab.Probe, text string, right func(tlv loggedTLV, got string) bool) tlvStory {
 	p.Preface = lab.Preface{Name: fmt.Sprintf("%.200q", text), Bytes: text, Client: lab.HeaderClient}
-	p.Header = http.Header{"X-Vpce-Id": {"forged"}, "X-Tenant": {"forged", "twice"}, "X-Link-Id": {"forged"}}
+	p.Header = http.Header{"X-Vpce-Id": {"forged"}, "X-Tenant": {"forged", "twice"}, "X-Link-Id": {"forged"}, "X-Client-Cn": {"forged"}, "X-Client-Verified": {"yes"}, "X-Forwarded-Proto": {"https"}}
 	if p.Listener.Settings.TrustedCIDRs && p.From.Host == l.Untrusted.Host {
 		right = func(_ loggedTLV, got string) bool { return got == "" }
 	}
@@ -110,6 +122,75 @@ func (l *tlvLab) wellFormed(p lab.Probe) []tlvStory {
 		}))
 	}
 	return stories
+}
+
+// clientTLS are TLVs about the client's TLS: well formed, forged by a client in its certificate's name, and broken.
+func (l *tlvLab) clientTLS(p lab.Probe) []tlvStory {
+	version, cipher := lab.TLV(lab.SSLVersion, "TLSv1.3"), lab.TLV(lab.SSLCipher, "TLS_AES_256_GCM_SHA384")
+	named := func(name string) string {
+		return lab.SSLTLV(lab.SSLFlagCertificate, 0, version, lab.TLV(lab.SSLClientCN, name), cipher)
+	}
+	longest, of33 := strings.Repeat("x", 64), strings.Repeat("y", 33)
+	var stories []tlvStory
+	for _, s := range []struct {
+		tlv          string
+		tls          bool
+		cn, verified string
+	}{
+		{lab.SSLTLV(lab.SSLFlagTLS, 0, version), true, "", ""},
+		{lab.SSLTLV(lab.SSLFlagTLS, 0), true, "", ""},
+		{lab.SSLTLV("\x00", 1), false, "", ""},
+		{named("alice"), true, "alice", "yes"},
+		{named("Alice O'Neil, \"web\" #5"), true, "Alice O'Neil, \"web\" #5", "yes"},
+		{named(longest), true, longest, "yes"},
+		{named(of33), true, of33, "yes"},
+		{lab.SSLTLV("\x05", 0, lab.TLV(lab.SSLClientCN, "resumed"), version), true, "resumed", "yes"},
+		{lab.SSLTLV(lab.SSLFlagCertificate, 0, version, cipher, lab.TLV(lab.SSLClientCN, "last")), true, "last", "yes"},
+		{lab.SSLTLV(lab.SSLFlagCertificate, 18, version, lab.TLV(lab.SSLClientCN, "selfsigned")), true, "selfsigned", "no"},
+		{lab.SSLTLV(lab.SSLFlagCertificate, 0xff, lab.TLV(lab.SSLClientCN, "a")), true, "a", "no"},
+		{lab.SSLTLV(lab.SSLFlagCertificate, 0x01000000, version), true, "", "no"},
+		// Flags that do not speak of a certificate.
+		{lab.SSLTLV(lab.SSLFlagTLS, 0, version, lab.TLV(lab.SSLClientCN, "alice")), true, "", ""},
+		{lab.SSLTLV("\xff", 0, lab.TLV(lab.SSLClientCN, "alice")), false, "", ""},
+		// Names that are not shown, and no part of them.
+		{named(longest + "x"), true, "", "yes"},
+		{named(strings.Repeat("x", 1000)), true, "", "yes"},
+		{named(""), true, "", "yes"},
+		{named("admin\x00.example"), true, "", "yes"},
+		{named("admin#\x00\x05hello"), true, "", "yes"},
+		{named("x" + lab.TLV(lab.SSLClientCN, "admin")), true, "", "yes"},
+		{named(lab.TLV(lab.SSLClientCN, "admin")), true, "", "yes"},
+		{named("admin" + lab.TLV(lab.SSLCipher, "x")), true, "", "yes"},
+		{named("admin\r\nX-Client-Cn: root"), true, "", "yes"},
+		{named("jos\xe9"), true, "", "yes"},
+		{named("josé"), true, "", "yes"},
+		{named("admin "), true, "", "yes"},
+		// The length 200 is 33 in Envoy's text.
+		{named(of33 + "#\x00\x7f" + strings.Repeat("z", 127) + "#\x00\x20" + strings.Repeat("z", 32)), true, "", "yes"},
+		{named(of33 + "#\x00" + strings.Repeat("\U0001f600", 40) + "zzz"), true, "", "yes"},
+		// Wrong lengths.
+		{lab.SSLTLV(lab.SSLFlagCertificate, 0, version, lab.SSLClientCN+"\x00\x04alice"), true, "", "yes"},
+		{lab.SSLTLV(lab.SSLFlagCertificate, 0, version, lab.SSLClientCN+"\x00\x06alice"), true, "", "yes"},
+		{lab.SSLTLV(lab.SSLFlagCertificate, 0, version, lab.SSLClientCN+"\x00"), true, "", "yes"},
+		{lab.TLV(lab.TLVSSL, ""), false, "", ""},
+		{lab.TLV(lab.TLVSSL, "\x03"), false, "", ""},
+		{lab.TLV(lab.TLVSSL, "\x03\x00\x00\x00"), false, "", ""},
+	} {
+		want := map[string]string{"ssl_client_cn": s.cn, "ssl_client_verified": s.verified}
+		story := l.newStory(p, lab.HeaderWithTLVs(s.tlv), func(tlv loggedTLV, got string) bool { return got == want[tlv.name] })
+		story.tls = s.tls
+		stories = append(stories, story)
+	}
+	return stories
+}
+
+// wantProto is the X-Forwarded-Proto that the service should get.
+func (s tlvStory) wantProto(untrusted *lab.Host) string {
+	believed := !s.Listener.Settings.TrustedCIDRs || s.From.Host != untrusted
+	if s.Listener.Protocol == "https" || s.tls && believed {
+		return "https"
+	}
+	return "http"
 }
 
 // printable is what may be logged of a TLV.
@@ -156,6 +237,12 @@ func (l *tlvLab) run(t *testing.T, stories []tlvStory) {
 
 func (l *tlvLab) wantLogged(t *testing.T, s tlvStory, entry lab.LogEntry) {
 	t.Helper()
+	if s.Listener.Protocol != "tcp" {
+		got := l.Echo.Received(t, s.Path).Header.Values("X-Forwarded-Proto")
+		if want := s.wantProto(l.Untrusted.Host); len(got) != 1 || got[0] != want {
+			t.Errorf("%v: the service gets X-Forwarded-Proto %q, want %s", s.Probe, got, want)
+		}
+	}
 	for _, tlv := range loggedTLVs {
 		if got := strings.TrimPrefix(entry.Text(tlv.name), "-"); !s.right(tlv, got) {
 			t.Errorf("%v: the log has %s %q", s.Probe, tlv.name, got)

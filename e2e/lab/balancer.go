@@ -24,9 +24,11 @@ const (
 	SendV1    ProxyHeader = "send-proxy"
 	SendV2    ProxyHeader = "send-proxy-v2"
 	SendV2SSL ProxyHeader = "send-proxy-v2-ssl" // with a TLV about the client's TLS
+	// SendV2SSLCN is SendV2SSL with the common name in the client's certificate.
+	SendV2SSLCN ProxyHeader = "send-proxy-v2-ssl-cn"
 )
 
-var proxyHeaders = []ProxyHeader{SendNone, SendV1, SendV2, SendV2SSL}
+var proxyHeaders = []ProxyHeader{SendNone, SendV1, SendV2, SendV2SSL, SendV2SSLCN}
 
 // HAProxyOptions describe the network load balancer.
 type HAProxyOptions struct {
@@ -37,6 +39,9 @@ type HAProxyOptions struct {
 	// Certificate is a file with a certificate and its key, for a balancer that
 	// ends the clients' TLS; "" for one that leaves the bytes alone.
 	Certificate string
+	// ClientCA is a file with the authority of the clients' certificates, which clients need not have; "" for none.
+	// Connections with a certificate of another authority are served, too.
+	ClientCA string
 	// ForwardFor makes it balance requests: it adds the client's address to X-Forwarded-For.
 	ForwardFor bool
 	// NoRetries ends a client's connection when a target refuses one, instead of
@@ -103,7 +108,11 @@ func (b *HAProxy) bindTLS() string {
 	if b.options.Certificate == "" {
 		return ""
 	}
-	return " ssl crt " + b.options.Certificate
+	text := " ssl crt " + b.options.Certificate
+	if b.options.ClientCA != "" {
+		text += " ca-file " + b.options.ClientCA + " verify optional crt-ignore-err all ca-ignore-err all"
+	}
+	return text
 }
 
 func (b *HAProxy) flags(header ProxyHeader) string {

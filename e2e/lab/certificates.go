@@ -37,10 +37,21 @@ func NewCertificateAuthority(t *testing.T, name string) *CertificateAuthority {
 // the directory, with its key, and returns the paths of both.
 func (a *CertificateAuthority) Issue(t *testing.T, dir, name string, ips ...netip.Addr) (cert, key string) {
 	t.Helper()
+	return a.issue(t, dir, name, []string{name, "localhost"}, ips)
+}
+
+// IssueNamed is Issue for a common name that may be no host name, such as that of a client.
+func (a *CertificateAuthority) IssueNamed(t *testing.T, dir, name string) (cert, key string) {
+	t.Helper()
+	return a.issue(t, dir, name, nil, nil)
+}
+
+func (a *CertificateAuthority) issue(t *testing.T, dir, name string, hosts []string, ips []netip.Addr) (cert, key string) {
+	t.Helper()
 	template := certificateTemplate(t, name)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	template.DNSNames = []string{name, "localhost"}
+	template.DNSNames = hosts
 	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 	for _, ip := range ips {
 		template.IPAddresses = append(template.IPAddresses, ip.AsSlice())
