@@ -64,11 +64,12 @@ var (
 // entries are the ingress-gateway entries by name.
 type entries struct {
 	byName   map[string]*gateway.Entry
-	filtered bool // Consul's ACLs left entries out
+	unknown  map[string][]string // the fields that Usher does not know, by the name of the entry
+	filtered bool                // Consul's ACLs left entries out
 }
 
 func decodeEntries(prev *entries, list []*gateway.Entry, r response) (*entries, error) {
-	e := &entries{byName: make(map[string]*gateway.Entry, len(list)), filtered: r.filtered}
+	e := &entries{byName: make(map[string]*gateway.Entry, len(list)), unknown: unknownFields[gateway.Entry](r.body), filtered: r.filtered}
 	for _, entry := range list {
 		if entry.Name == "" {
 			return nil, unexpected("an entry has no name")

@@ -303,6 +303,7 @@ func messagesOfSnapshots(t *testing.T) (lines []string) {
 	names := partitionQuery(meshGatewayNamesType, "")
 	names.filter, names.datacenter = `ServiceKind == "mesh-gateway"`, "dc2"
 	peering := query{queryType: peeringType, name: "east", partition: gateway.DefaultTenancy}
+	allEntries := query{queryType: entriesType, namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}
 	services := query{queryType: servicesType, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}
 	for _, changed := range []map[query]queryResult{
 		{serviceQuery(chainType, service(1)): {}},
@@ -310,6 +311,7 @@ func messagesOfSnapshots(t *testing.T) (lines []string) {
 		{serviceQuery(chainType, service(1)): {value: chain(service(1).Name), err: refused(serviceQuery(chainType, service(1)))}},
 		{s.health(1): {value: instanceAt(1), err: refused(s.health(1))}},
 		{services: {err: errAllFiltered}},
+		{allEntries: {value: &entries{unknown: map[string][]string{"edge": {"Defaults.Newer", "Listeners.Newer"}}}}},
 		{serviceQuery(chainType, service(1)): {value: far}, names: {err: refused(names)}, peering: {}},
 		{serviceQuery(chainType, service(1)): {value: far}, peering: {err: missing}},
 		{serviceQuery(chainType, service(1)): {value: far}, peering: {value: &gateway.Roots{PEMs: []string{"pem"}}, err: refused(peering)}},

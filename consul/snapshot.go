@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
@@ -397,6 +398,10 @@ func (b *snapshotBuild) addEntry() {
 	b.snapshot.Entry, b.entryKnown = list.byName[b.id.Name], true
 	if b.snapshot.Entry == nil && list.filtered {
 		b.addMissing(q.String(), errAllFiltered)
+	}
+	if fields := list.unknown[b.id.Name]; len(fields) > 0 {
+		b.addProblemOf(problem.Notice, fmt.Sprintf("config entry ingress-gateway/%s", b.id),
+			fmt.Sprintf("this Usher does not know %s, so it has no effect; see if a newer Usher does", strings.Join(fields, ", ")))
 	}
 }
 

@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"reflect"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -221,6 +223,25 @@ func TestADeletedEntryIsAGatewayWithoutListeners(t *testing.T) {
 	}
 }
 
+// A newer Consul has more fields, and writes those that nobody has set as zero values.
+func TestAFieldOfANewerConsulIsANotice(t *testing.T) {
+	c := newFakeGatewayWithInstances(t, "web")
+	c.set("/v1/config/ingress-gateway", reply{body: `[
+		{"Kind": "ingress-gateway", "Name": "other", "Newer": true},
+		{"Kind": "ingress-gateway", "Name": "gateway", "Meta": {"a": "b"}, "Newer": null, "TLS": {"Enabled": false, "CipherSuites": null, "ECDHCurves": []},
+		 "Defaults": {"MaxConnections": 3, "PassiveHealthCheck": {"Interval": 1, "Newest": {"On": false}}},
+		 "Listeners": [{"Port": 8080, "Protocol": "http", "Normalize": {"Path": true}, "Services": [
+			{"Name": "web", "Retries": 3, "RequestHeaders": {"Add": {"x-newer": "1"}}}]}],
+		 "CreateIndex": 1, "ModifyIndex": 2}
+	]`})
+	s := start(t, c.watcher(t), "gateway").next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
+	want := "config entry ingress-gateway/gateway: this Usher does not know Listeners.Normalize, Listeners.Services.Retries, " +
+		"so it has no effect; see if a newer Usher does"
+	if p := s.Problems[0]; p.String() != want || p.Severity != problem.Notice || len(s.Problems) > 1 {
+		t.Errorf("the problems are %v", s.Problems)
+	}
+}
+
 func TestATargetThatIsRefusedHoldsNothingUp(t *testing.T) {
 	c := newFakeGatewayWithInstances(t, "web")
 	c.set("/v1/discovery-chain/web", chainTo("web", "web", "secret"))
@@ -240,27 +261,39 @@ func TestATargetThatIsRefusedHoldsNothingUp(t *testing.T) {
 	}
 }
 
-// TestATargetOfATokenThatComesBackIsWaitedFor has queries that are not asked again at the same moment after Consul knows
-// Usher's token again: a chain leads to a new target, whose query still fails.
-func TestATargetOfATokenThatComesBackIsWaitedFor(t *testing.T) {
-	for what, failing := range map[string]reply{
-		"an unknown token":          {status: http.StatusForbidden, body: "ACL not found"},
-		"an agent in a rush":        {status: http.StatusTooManyRequests, body: "slower"},
-		"an agent without a leader": {body: "[]", leaderless: true},
+// TestATargetThatFailsAsAllOthersIsWaitedForLonger has queries of a new target that fail for some seconds. Those of the
+// others may be answered again already.
+func TestATargetThatFailsAsAllOthersIsWaitedForLonger(t *testing.T) {
+	for what, test := range map[string]struct {
+		err   error
+		waits bool
+	}{
+		"no answer yet":          {nil, false},
+		"permission denied":      {errorOf(http.StatusForbidden, "Permission denied"), false},
+		"a failure":              {errorOf(http.StatusInternalServerError, "No path to datacenter"), false},
+		"an unknown token":       {errorOf(http.StatusForbidden, "ACL not found"), true},
+		"an agent in a rush":     {errorOf(http.StatusTooManyRequests, "slower"), true},
+		"no agent, or no leader": {&callError{outcome: outcomeUnreachable, err: errNoLeader}, true},
 	} {
-		t.Run(what, func(t *testing.T) {
-			c := newFakeGatewayWithInstances(t, "web")
-			c.set("/v1/health/connect/new", failing)
-			w := start(t, NewWatcher(c.client(t, &logRecorder{}), WatcherOptions{HealthTimeout: time.Millisecond, AnswerTimeout: time.Minute}), "gateway")
-			w.next(t, anyOne)
-			c.set("/v1/discovery-chain/web", chainTo("web", "new"))
-			c.waitHandled(t, "/v1/health/connect/new")
-			c.set("/v1/health/connect/new", sidecar(1, "passing"))
-			if s := w.next(t, anyOne); s.Endpoints.Get("new") == nil {
-				t.Errorf("the chain leads to %v, without instances", s.Chains)
+		b := &snapshotBuild{snapshot: &gateway.Snapshot{}, prev: state{since: map[string]time.Time{}}, next: state{since: map[string]time.Time{}}}
+		b.options, b.now = WatcherOptions{HealthTimeout: 2 * time.Second, AnswerTimeout: 10 * time.Second}, time.Now()
+		b.waitOrGoOn(webHealth, queryResult{err: test.err}, "instances of", "web")
+		if !b.waits {
+			t.Errorf("%s: the snapshot does not wait", what)
+		}
+		for after, waits := range map[time.Duration]bool{3 * time.Second: test.waits, 11 * time.Second: false} {
+			later := &snapshotBuild{snapshot: &gateway.Snapshot{}, prev: b.next, next: state{since: map[string]time.Time{}}}
+			later.options, later.now = b.options, b.now.Add(after)
+			if later.waitOrGoOn(webHealth, queryResult{err: test.err}, "instances of", "web"); later.waits != waits {
+				t.Errorf("%s: after %v the snapshot waits: %v, want %v", what, after, later.waits, waits)
 			}
-		})
+		}
 	}
+}
+
+// errorOf is the error of a query that is answered with a status.
+func errorOf(status int, text string) error {
+	return statusError(&http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(text))}, "")
 }
 
 func TestATargetThatStaysSilentHoldsUpForAWhileOnly(t *testing.T) {
