@@ -133,3 +133,40 @@ func wantUpstreamHeader(t *testing.T, p lab.Probe, client netip.AddrPort) {
 			p, header, rest, p.Listener.Settings.Extra, client, p.Preface.SecondHeader)
 	}
 }
+
+// TestUpstreamTLVs has a load balancer whose header has several TLVs, of which the
+// service gets those that are chosen. All connections come from the same client's
+// address and port, and each has its own TLVs.
+func TestUpstreamTLVs(t *testing.T) {
+	t.Parallel()
+	const chosen = `upstream = "v2" upstream_tlvs = ["aws_vpce_id", "0xE4"]`
+	l := lab.StartTrustLab(t, []lab.TestListener{
+		{Protocol: "tcp", Settings: lab.ListenerSettings{Mode: "strict", TrustedCIDRs: true, Extra: chosen}},
+		{Protocol: "tcp", Settings: lab.ListenerSettings{Mode: "permissive", Extra: chosen}},
+		{Protocol: "tcp", Settings: lab.ListenerSettings{Mode: "strict", Extra: `upstream = "v2"`}},
+	})
+	aws, own, host := lab.TLV("\xea", "\x01vpce-08d2bf15fac5001c9"), lab.TLV("\xe4", "\x00\xff\r\n"), lab.TLV("\x02", "www.example.com")
+	sent := []struct{ all, chosen string }{{host + aws + own, aws + own}, {host, ""}, {own, own}, {"", ""}}
+	for i := range 20 {
+		tlv := lab.TLV("\xe4", fmt.Sprint("connection ", i))
+		sent = append(sent, struct{ all, chosen string }{tlv, tlv})
+	}
+	for _, g := range l.Gateways {
+		for _, m := range l.Listeners {
+			for _, s := range sent {
+				if m.Settings.Extra != chosen {
+					s.chosen = ""
+				}
+				p := lab.Probe{Gateway: g, Listener: m, From: l.Trusted, Address: g.Addresses[0]}
+				p.Preface = lab.Preface{Name: "v2 with TLVs", Bytes: lab.HeaderWithTLVs(s.all), Client: lab.HeaderClient}
+				p = l.NewProbe(p)
+				data, _, err := lab.TCPExchange{From: p.From.Host, To: p.Target(), Source: p.Source, Headers: []io.WriterTo{p.Preface}}.Do(t.Context())
+				if err != nil {
+					t.Errorf("%v: %v", p, err)
+				} else if header := lab.HeaderWithTLVs(s.chosen); data != header {
+					t.Errorf("%v, %q: the service gets %q, want %q", p, s.all, data, header)
+				}
+			}
+		}
+	}
+}

@@ -144,6 +144,7 @@ func proxyProtocolFilter(l listenerParams, listener string) (*listenerv3.Listene
 	}
 	config := &proxyv3.ProxyProtocol{
 		Rules: tlvRules(l), AllowRequestsWithoutProxyProtocol: proxy.Mode == settings.Permissive,
+		PassThroughTlvs: l.upstreamTLVs(),
 	}
 	if !slices.Contains(proxy.Versions, settings.V1) {
 		config.DisallowedVersions = append(config.DisallowedVersions, corev3.ProxyProtocolConfig_V1)

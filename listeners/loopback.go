@@ -88,7 +88,8 @@ func loopbackCluster(l listenerParams) (*clusterv3.Cluster, error) {
 	}
 	socket, err := envoy.TransportSocket("envoy.transport_sockets.upstream_proxy_protocol",
 		&upstreamproxyv3.ProxyProtocolUpstreamTransport{
-			Config: &corev3.ProxyProtocolConfig{Version: version}, TransportSocket: plain,
+			Config:          &corev3.ProxyProtocolConfig{Version: version, PassThroughTlvs: l.upstreamTLVs()},
+			TransportSocket: plain,
 		})
 	if err != nil {
 		return nil, err
@@ -105,6 +106,31 @@ func loopbackCluster(l listenerParams) (*clusterv3.Cluster, error) {
 	return c, envoy.Validate(c)
 }
 
+// upstreamTLVs are the TLVs that the filter keeps and the new header has; nil for none.
+func (l *listenerParams) upstreamTLVs() *corev3.ProxyProtocolPassThroughTLVs {
+	types := l.settings.ProxyProtocol.UpstreamTLVs
+	if !l.usesLoopback() || len(types) == 0 {
+		return nil
+	}
+	out := &corev3.ProxyProtocolPassThroughTLVs{MatchType: corev3.ProxyProtocolPassThroughTLVs_INCLUDE}
+	for _, t := range types {
+		out.TlvType = append(out.TlvType, uint32(t))
+	}
+	return out
+}
+
+// ownPoolFilters give each connection whose TLVs are handed on its own connection pool. Envoy writes the TLVs of a pool's
+// first connection into the headers of all of its connections, and has one pool for all that come from the same address
+// and port. Behind AWS PrivateLink two clients of different networks may have the same ones. Pools differ by the server
+// name, which a connection without TLS does not send.
+func (l *listenerParams) ownPoolFilters() ([]*listenerv3.Filter, error) {
+	if l.upstreamTLVs() == nil {
+		return nil, nil
+	}
+	const serverName = "envoy.network.upstream_server_name"
+	return stateFilters([]*statev3.FilterStateValue{envoy.StateValue(serverName, serverName, "%CONNECTION_ID%")})
+}
+
 // blackholeCluster does not exist: Envoy closes connections to it.
 const blackholeCluster = "usher-nowhere"
 
@@ -112,7 +138,8 @@ const blackholeCluster = "usher-nowhere"
 // whichever host sent it. So the connection of an untrusted downstream goes there only if it claims its real address.
 func loopbackDestination(l listenerParams, from downstreams) (string, []*listenerv3.Filter, error) {
 	if !from.untrusted() {
-		return loopbackName(l.port), nil, nil
+		filters, err := l.ownPoolFilters()
+		return loopbackName(l.port), filters, err
 	}
 	filters, err := stateFilters([]*statev3.FilterStateValue{
 		envoy.StoreDirectAddress(),

@@ -241,6 +241,8 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) *settin
 	case upstream && hasUntrusted(proxy) && !can.Expressions:
 		return tooOld("proxy_protocol.upstream", "this Envoy cannot drop forged PROXY headers of addresses outside trusted_cidrs, "+
 			"so the service would believe them", "1.32", `use upstream "none" and disable PROXY protocol in the service`)
+	case upstream && len(proxy.UpstreamTLVs) > 0 && !can.Expressions:
+		return tooOld("proxy_protocol.upstream_tlvs", "this Envoy may lose them", "1.32", `use upstream_tlvs "none"`)
 	case readsTLVs && !can.Expressions:
 		return tooOld("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
 	case byTLV && !can.Expressions:

@@ -64,6 +64,22 @@ var Conflicts = []Conflict{
 		},
 	},
 	{
+		Doc:     "`upstream_tlvs` without `upstream = \"v2\"`, on a tcp listener",
+		Setting: "proxy_protocol.upstream_tlvs",
+		Reason:  `only a header of version 2 has TLVs; use upstream "v2", or upstream_tlvs "none"`,
+		applies: func(l Listener, p ListenerProperties) bool {
+			return p.TCP && len(l.ProxyProtocol.UpstreamTLVs) > 0 && l.ProxyProtocol.Upstream != UpstreamV2
+		},
+	},
+	{
+		Doc:     "`upstream_tlvs` with `mode = \"permissive\"` and `trusted_cidrs`, on a tcp listener",
+		Setting: "proxy_protocol.upstream_tlvs",
+		Reason:  `Envoy would hand on what addresses outside of trusted_cidrs write; use mode "strict", or upstream_tlvs "none"`,
+		applies: func(l Listener, p ListenerProperties) bool {
+			return p.TCP && len(l.ProxyProtocol.UpstreamTLVs) > 0 && l.ProxyProtocol.Mode == Permissive && !l.ProxyProtocol.TrustsAll()
+		},
+	},
+	{
 		Doc:     "`xff = \"overwrite\"` with `trusted_hops`, on an http, http2 or grpc listener",
 		Setting: "client_address.xff",
 		Reason:  `"overwrite" discards what the trusted hops wrote; use "append", or trusted_hops "none"`,

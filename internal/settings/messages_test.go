@@ -21,6 +21,7 @@ func TestMessages(t *testing.T) {
 		`{"proxy_protocol": {"tlvs": {"type": "alpn", "header": "x-forwarded-for"}}}`,
 		`{"proxy_protocol": {"tlvs": [{"type": "alpn", "header": "a"}, {"type": 1, "name": "alpn", "header": "a"}]}}`,
 		`{"proxy_protocol": {"tlvs": [{"type": "ssl_client_cn"}, {"type": "ssl_client_verified"}, {"type": "ssl_client_cn", "name": "cn"}]}}`,
+		`{"proxy_protocol": {"upstream_tlvs": ["alnp", 256]}}`, `{"proxy_protocol": {"upstream_tlvs": []}}`,
 		`{"client_address": {"xff": "add", "trusted_hops": 33, "forwarded_proto": "https", "forwarded_port": 443}}`,
 		`{"client_address": {"trusted_cidrs": ["none", "10.0.0.0/33"], "header": "CF-Connecting-IP", "fail_closed": true}}`,
 		`{"client_address": {"trusted_cidrs": "any", "header": "authorization"}}`,

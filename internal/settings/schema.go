@@ -79,6 +79,9 @@ var proxyProtocolSettings = []Setting{
 		func(l *Listener) *Upstream { return &l.ProxyProtocol.Upstream },
 		"The PROXY header that the service of a tcp listener gets. The gateway sends it inside the mesh's mutual TLS, the sidecar passes it on, "+
 			"and the service has to expect it. It does not concern http listeners, whose services get X-Forwarded-For."),
+	setting("upstream_tlvs", "none", tlvTypes.or("none", []uint8{}),
+		func(l *Listener) *[]uint8 { return &l.ProxyProtocol.UpstreamTLVs },
+		"Which TLVs of the load balancer's header are in the header that `upstream` (\"v2\") sends. They are handed on as they are."),
 	setting("server_speaks_first", "no", yesNo, func(l *Listener) *YesNo { return &l.ProxyProtocol.ServerSpeaksFirst },
 		"Set `yes` if the service of a tcp listener sends the first bytes (SMTP, MySQL, SSH, FTP). PROXY protocol is then refused on the listener: "+
 			"Envoy would wait for the client, and the client would wait for the service."),

@@ -43,6 +43,7 @@ type ProxyProtocol struct {
 	TrustedCIDRs      []netip.Prefix
 	TLVs              []TLV // empty and not nil: none
 	Upstream          Upstream
+	UpstreamTLVs      []uint8 // the types that Upstream hands on, sorted; empty and not nil: none
 	ServerSpeaksFirst YesNo
 }
 

@@ -98,7 +98,7 @@ func TestBadSettingsAreProblems(t *testing.T) {
 			obj{"proxy_protcol": "strict", "proxy_protocol": obj{"mdoe": "strict"}},
 			[]string{
 				`x: usher.proxy_protcol: this key is unknown (did you mean "proxy_protocol"?); remove it, or use "proxy_protocol", "client_address", "access_log" or "listeners"`,
-				`x: usher.proxy_protocol.mdoe: this key is unknown (did you mean "mode"?); remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream" or "server_speaks_first"`,
+				`x: usher.proxy_protocol.mdoe: this key is unknown (did you mean "mode"?); remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "upstream_tlvs" or "server_speaks_first"`,
 			},
 		},
 		"not an object":         {"strict", []string{`x: usher: "strict" is not allowed; use an object with the keys "proxy_protocol", "client_address", "access_log", "listeners"`}},
@@ -267,7 +267,7 @@ func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
 	got, _ := Resolve(80, Layer{Settings: a}, Layer{Settings: b})
 	initial, _ := Resolve(80)
 	want := Listener{
-		ProxyProtocol: ProxyProtocol{Mode: Strict, Versions: []Version{V1, V2}, TrustedCIDRs: AnyNetwork, TLVs: []TLV{}, Upstream: UpstreamNone, ServerSpeaksFirst: No},
+		ProxyProtocol: ProxyProtocol{Mode: Strict, Versions: []Version{V1, V2}, TrustedCIDRs: AnyNetwork, TLVs: []TLV{}, Upstream: UpstreamNone, UpstreamTLVs: []uint8{}, ServerSpeaksFirst: No},
 		ClientAddress: ClientAddress{
 			XFF: XFFAppend, TrustedCIDRs: []netip.Prefix{}, Header: NoHeader, FailClosed: No, TrustedHops: NoHops,
 			ForwardedProto: ForwardedProto{Type: ForwardedProtoDefault}, ForwardedPort: ForwardedPortDefault,
@@ -324,6 +324,10 @@ func TestConflictsAreRefused(t *testing.T) {
 		"the same, of proxies":                  {proxies(obj{"xff": "keep", "forwarded_proto": "trust"}), http, ""},
 		"the same, of hops":                     {policy(ca(obj{"xff": "keep", "forwarded_proto": "trust", "trusted_hops": 1})), http, ""},
 		"the port of proxies":                   {proxies(obj{"forwarded_port": "trust"}), http, ""},
+		"TLVs handed on":                        {policy(pp(obj{"mode": "strict", "upstream": "v2", "upstream_tlvs": "aws_vpce_id"})), tcp, ""},
+		"TLVs handed on in version 1":           {policy(pp(obj{"mode": "strict", "upstream": "v1", "upstream_tlvs": "aws_vpce_id"})), tcp, "upstream_tlvs"},
+		"TLVs of untrusted addresses":           {policy(pp(obj{"mode": "permissive", "upstream": "v2", "upstream_tlvs": 228, "trusted_cidrs": "10.0.0.0/8"})), tcp, "upstream_tlvs"},
+		"TLVs handed on, http":                  {policy(pp(obj{"mode": "strict", "upstream_tlvs": 228})), http, ""},
 		"permissive with one version, tcp":      {v2, tcp, "versions"},
 		"permissive with one version, http":     {v2, http, ""},
 		"strict with one version, tcp":          {v2Strict, tcp, ""},

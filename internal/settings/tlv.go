@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -85,14 +86,19 @@ func (t TLV) Encoding() TLVEncoding {
 }
 
 // tlvType accepts the names of known types, and numbers.
-var tlvType = func() valueType[uint8] {
-	t := number[uint8](0, 255)
+var tlvType = tlvTypeFrom(0)
+
+// tlvTypes accepts lists of them. No type that is in use is 0, which Consul would lose.
+var tlvTypes = setOf(tlvTypeFrom(1), cmp.Compare, `a list of types as in tlvs, such as ["aws_vpce_id", "0xE4"]`)
+
+func tlvTypeFrom(lowest uint8) valueType[uint8] {
+	t := number(lowest, 255)
 	t.other += ` such as "0xE4"`
 	for _, k := range KnownTLVs {
 		t = t.or(k.Name, k.Type)
 	}
 	return t
-}()
+}
 
 // tlvs accepts the word none, or a list of objects.
 var tlvs = func() valueType[[]TLV] {
