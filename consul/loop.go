@@ -163,7 +163,7 @@ func (l *watchLoop) handleError(err error) (pause time.Duration) {
 	newOutcome := outcomeOf(err) != outcomeOf(l.result.err)
 	l.result.err = err
 	l.result.failures++
-	if l.index > 0 && time.Since(l.sent) >= retry.LongestPause {
+	if l.index > 0 && time.Since(l.sent) >= retry.FirstPause {
 		l.pauses = 0
 	}
 	l.pauses++

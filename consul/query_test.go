@@ -239,10 +239,10 @@ func TestPausesAfterErrorsGrowToABound(t *testing.T) {
 
 func TestAQueryThatWaitedMakesThePauseShortAgain(t *testing.T) {
 	refused := step{err: errors.New("refused")}
-	reset := step{err: errors.New("connection reset"), after: time.Minute}
+	reset := step{err: errors.New("connection reset"), after: retry.FirstPause}
 	for what, waited := range map[string][]step{
 		"it was answered":                {{index: 2, body: "b"}, refused},
-		"it failed after a minute":       {reset},
+		"it failed after a while":        {reset},
 		"consul's answer has no index":   {{body: "b"}, refused},
 		"it was answered after a minute": {{index: 1, body: "a", after: time.Minute}, refused},
 	} {
