@@ -181,7 +181,7 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: strict\n        modus: 1"),
-			":10: usher.proxy_protocol.modus", `this key is unknown; remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream" or "server_speaks_first"`,
+			":10: usher.proxy_protocol.modus", `this key is unknown; remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "upstream_tlvs" or "server_speaks_first"`,
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "accessLogs:", "accesslogs:"),

@@ -24,7 +24,7 @@ var badSettings = []badSetting{
 	},
 	{
 		"unknown key", `usher { proxy_protocol { mode = "off", enabled = "yes" } }`,
-		"usher.proxy_protocol.enabled", `this key is unknown; remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream" or "server_speaks_first"`,
+		"usher.proxy_protocol.enabled", `this key is unknown; remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "upstream_tlvs" or "server_speaks_first"`,
 	},
 	{
 		"no network, for one listener", `usher { listeners { "8080" { proxy_protocol { trusted_cidrs = ["10.0.0.0/33"] } } } }`,
