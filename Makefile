@@ -24,7 +24,7 @@ AXE    := .tools/axe-core-4.14.1/pin
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
 # A story waits most of the time and takes up to half a GiB; the one with an Envoy for each of fifty Services up to 5 GiB.
-E2E_PARALLEL ?= 3
+E2E_PARALLEL ?= 4
 # So many packages are tested at once where most of their tests wait.
 PACKAGES_AT_ONCE ?= 3
 # One in Kubernetes keeps a processor busy. Those that count lost requests run alone.
