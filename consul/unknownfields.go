@@ -12,8 +12,8 @@ import (
 var envelope = []string{"Kind", "Namespace", "Partition", "Meta", "Hash", "CreateIndex", "ModifyIndex"}
 
 // unknownFields returns the fields with a value that an element of a list of config entries has, and T has not, by the
-// names of the entries: "Listeners.Services.Retries", sorted. A Consul that is newer than Usher writes such fields, also
-// where nobody has set them, and then without a value.
+// names of the entries: "Listeners.Services.Retries", sorted. A Consul that is newer than Usher writes such fields
+// also where no user has set them, and then without a value.
 func unknownFields[T any](list []byte) map[string][]string {
 	var entries []map[string]any
 	if json.Unmarshal(list, &entries) != nil {

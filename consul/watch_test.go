@@ -223,7 +223,7 @@ func TestADeletedEntryIsAGatewayWithoutListeners(t *testing.T) {
 	}
 }
 
-// A newer Consul has more fields, and writes those that nobody has set as zero values.
+// A newer Consul has more fields, and writes those that no user has set as zero values.
 func TestAFieldOfANewerConsulIsANotice(t *testing.T) {
 	c := newFakeGatewayWithInstances(t, "web")
 	c.set("/v1/config/ingress-gateway", reply{body: `[

@@ -62,7 +62,7 @@ func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from
 		}
 	}
 	for _, tlv := range l.tlvs() {
-		if tlv.Header == "" || tlv.Header == settings.NoHeader {
+		if !tlv.HasHeader() {
 			continue
 		}
 		headers = append(headers, removeHeader(tlv.Header))

@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -65,18 +66,15 @@ func filterChains(l listenerParams) ([]*listenerv3.FilterChain, error) {
 // restrict makes a chain accept only some downstreams. Where trust in PROXY headers matters, Envoy compares the
 // connecting address; for HTTP proxies it compares the address that the connection has after a PROXY header.
 func (l *listenerParams) restrict(chain *listenerv3.FilterChain, to downstreams) {
-	match := &listenerv3.FilterChainMatch{}
-	if chain.FilterChainMatch != nil {
-		match = chain.FilterChainMatch
+	if to.trust != trustedHeaders && !to.proxies {
+		return
 	}
+	chain.FilterChainMatch = cmp.Or(chain.FilterChainMatch, &listenerv3.FilterChainMatch{})
 	if to.trust == trustedHeaders {
-		match.DirectSourcePrefixRanges = ranges(l.settings.ProxyProtocol.TrustedCIDRs)
+		chain.FilterChainMatch.DirectSourcePrefixRanges = ranges(l.settings.ProxyProtocol.TrustedCIDRs)
 	}
 	if to.proxies {
-		match.SourcePrefixRanges = ranges(l.settings.ClientAddress.TrustedCIDRs)
-	}
-	if to.trust == trustedHeaders || to.proxies {
-		chain.FilterChainMatch = match
+		chain.FilterChainMatch.SourcePrefixRanges = ranges(l.settings.ClientAddress.TrustedCIDRs)
 	}
 }
 

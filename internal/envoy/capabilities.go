@@ -23,7 +23,7 @@ type Capabilities struct {
 	// SurvivesLocal: a PROXY header with the command LOCAL does not crash an Envoy whose cluster sends PROXY headers
 	// (CVE-2024-23327).
 	SurvivesLocal bool
-	// TrustedProxies: the extension xff compares the addresses in X-Forwarded-For with networks, and has none of its own.
+	// TrustedProxies: the extension xff compares the addresses in X-Forwarded-For with networks, and adds no private networks to them.
 	TrustedProxies bool
 	// Expressions: the network filter set_filter_state with skip_if_empty, the log operator CEL and the access log
 	// filter of the same language.

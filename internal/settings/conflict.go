@@ -196,4 +196,4 @@ func (c ClientAddress) trustsProxies() bool {
 }
 
 // HasHeader reports whether a header names the client.
-func (c ClientAddress) HasHeader() bool { return c.Header != "" && c.Header != NoHeader }
+func (c ClientAddress) HasHeader() bool { return isHeader(c.Header) }

@@ -316,7 +316,7 @@ func TestConflictsAreRefused(t *testing.T) {
 		"proxies and hops, tcp":                 {proxies(obj{"trusted_hops": 1}), tcp, ""},
 		"everybody is a proxy":                  {policy(ca(obj{"trusted_cidrs": "0.0.0.0/0"})), http, "trusted_cidrs"},
 		"everybody may send the header":         {policy(ca(obj{"trusted_cidrs": "::/0", "header": "cf-connecting-ip"})), http, ""},
-		"a header of nobody":                    {policy(ca(obj{"header": "cf-connecting-ip"})), http, "header"},
+		"a header without proxies":              {policy(ca(obj{"header": "cf-connecting-ip"})), http, "header"},
 		"a header of proxies":                   {proxies(obj{"header": "cf-connecting-ip"}), http, ""},
 		"no header to require":                  {proxies(obj{"fail_closed": "yes"}), http, "fail_closed"},
 		"a kept X-Forwarded-For and a header":   {proxies(obj{"header": "cf-connecting-ip", "xff": "keep"}), http, ""},

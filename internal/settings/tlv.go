@@ -34,6 +34,12 @@ const SSLType uint8 = 0x20
 // of another layer.
 const NoHeader = "none"
 
+// HasHeader reports whether the service gets the TLV in a header.
+func (t TLV) HasHeader() bool { return isHeader(t.Header) }
+
+// isHeader reports whether a setting names a header.
+func isHeader(name string) bool { return name != "" && name != NoHeader }
+
 // KnownTLV is a type of TLV whose meaning a specification defines.
 type KnownTLV struct {
 	Type     uint8
@@ -157,7 +163,7 @@ func (d *decoder) checkUnique(where string, all []TLV) {
 	seen := map[string]bool{}
 	for _, t := range all {
 		values := []string{"type " + t.typeText(), fmt.Sprintf("name %q", t.Name)}
-		if t.Header != "" && t.Header != NoHeader {
+		if t.HasHeader() {
 			values = append(values, fmt.Sprintf("header %q", t.Header))
 		}
 		for _, value := range values {
