@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
@@ -23,12 +25,13 @@ var agentType = &queryType{
 type agent struct {
 	// dualStack is true if its bind address is an IPv6 address. Consul before 1.22 neither returns nor uses that.
 	dualStack             bool
+	major                 int    // of its version: 1 or 2; 0 if unknown
 	domain, altDomain     string // its DNS domains, by default with a dot at the end; empty if unknown
 	grpcPort, grpcTLSPort int    // 0 if there is none, or if unknown
 }
 
 type agentBody struct {
-	Config      *struct{ BindAddr string }
+	Config      *struct{ BindAddr, Version string }
 	DebugConfig struct{ DNSDomain, DNSAltDomain string }
 	XDS         struct {
 		Ports struct{ Plaintext, TLS int }
@@ -44,8 +47,11 @@ func decodeAgent(prev *agent, body agentBody, r response) (*agent, error) {
 		return nil, unexpected("it has no configuration")
 	}
 	ip, err := netip.ParseAddr(body.Config.BindAddr)
+	major, _, _ := strings.Cut(body.Config.Version, ".")
+	number, _ := strconv.Atoi(major)
 	return &agent{
 		dualStack:   err == nil && !ip.Unmap().Is4(),
+		major:       number,
 		domain:      body.DebugConfig.DNSDomain,
 		altDomain:   body.DebugConfig.DNSAltDomain,
 		grpcPort:    max(0, body.XDS.Ports.Plaintext),
@@ -69,8 +75,9 @@ type entries struct {
 }
 
 func decodeEntries(prev *entries, list []*gateway.Entry, r response) (*entries, error) {
-	e := &entries{byName: make(map[string]*gateway.Entry, len(list)), unknown: unknownFields[gateway.Entry](r.body), filtered: r.filtered}
-	for _, entry := range list {
+	e := &entries{byName: make(map[string]*gateway.Entry, len(list)), unknown: map[string][]string{}, filtered: r.filtered}
+	bodies := elements(r.body)
+	for i, entry := range list {
 		if entry.Name == "" {
 			return nil, unexpected("an entry has no name")
 		}
@@ -78,18 +85,22 @@ func decodeEntries(prev *entries, list []*gateway.Entry, r response) (*entries, 
 			entry = reuse(prev.byName[entry.Name], entry)
 		}
 		e.byName[entry.Name] = entry
+		e.unknown[entry.Name] = unknownFields[gateway.Entry](bodies[i], envelope)
 	}
 	return e, nil
 }
 
 // mesh holds the mesh entry; nil if there is none.
-type mesh struct{ entry *gateway.Mesh }
+type mesh struct {
+	entry   *gateway.Mesh
+	unknown []string // the fields that Usher does not know
+}
 
-func decodeMesh(_ *mesh, list []*gateway.Mesh, _ response) (*mesh, error) {
+func decodeMesh(_ *mesh, list []*gateway.Mesh, r response) (*mesh, error) {
 	if len(list) == 0 {
 		return &mesh{}, nil
 	}
-	return &mesh{list[0]}, nil
+	return &mesh{entry: list[0], unknown: unknownFields[gateway.Mesh](elements(r.body)[0], meshOthers)}, nil
 }
 
 // proxyDefaults is the content of proxy-defaults: its opaque config, and the last good settings of Usher in it.
@@ -97,6 +108,7 @@ type proxyDefaults struct {
 	config   map[string]any
 	layer    settings.Layer
 	problems []problem.Problem
+	unknown  []string // the fields that Usher does not know
 }
 
 type proxyDefaultsEntry struct {
@@ -104,13 +116,14 @@ type proxyDefaultsEntry struct {
 	Config map[string]any
 }
 
-func decodeProxyDefaults(prev *proxyDefaults, list []*proxyDefaultsEntry, _ response) (*proxyDefaults, error) {
+func decodeProxyDefaults(prev *proxyDefaults, list []*proxyDefaultsEntry, r response) (*proxyDefaults, error) {
 	const globalName = "global" // the one entry that Consul allows
 	d := &proxyDefaults{}
-	for _, entry := range list {
+	for i, entry := range list {
 		switch entry.Name {
 		case globalName:
 			d.config = entry.Config
+			d.unknown = unknownFields[proxyDefaultsEntry](elements(r.body)[i], proxyDefaultsOthers)
 		case "":
 			return nil, unexpected("the entry has no name")
 		}

@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"fmt"
 	"net/http"
 	"testing"
 
@@ -13,6 +14,8 @@ func TestAgent(t *testing.T) {
 			dualStack: true, domain: "consul.", altDomain: "alt.example",
 		},
 		`{"Config": {"BindAddr": "10.0.0.1"}}`:                             {},
+		`{"Config": {"Version": "1.22.7"}}`:                                {major: 1},
+		`{"Config": {"Version": "2.1.0+ent"}}`:                             {major: 2},
 		`{"Config": {"BindAddr": "::ffff:10.0.0.1"}}`:                      {},
 		`{"Config": {}, "DebugConfig": {"DNSDomain": "mesh."}}`:            {domain: "mesh."}, // Consul 1.15
 		`{"Config": {}, "xDS": {"Ports": {"Plaintext": 8502, "TLS": -1}}}`: {grpcPort: 8502},
@@ -23,6 +26,17 @@ func TestAgent(t *testing.T) {
 		}
 		if diff := cmp.Diff(&want, got, cmp.AllowUnexported(agent{})); diff != "" {
 			t.Errorf("%s: (-want +got):\n%s", body, diff)
+		}
+	}
+}
+
+// Envoys of Consul 2.0 normalize paths, and those of a Consul before it do not.
+func TestPathsAreNormalizedAsByTheAgentsConsul(t *testing.T) {
+	for version, want := range map[string]bool{"1.22.7": false, "2.0.0-rc1": true, "2.1.0": true, "": false} {
+		c := newFakeGatewayWithInstances(t, "web")
+		c.set("/v1/agent/self", reply{body: fmt.Sprintf(`{"Config": {"Version": %q}}`, version)})
+		if s := start(t, c.watcher(t), "gateway").next(t, anyOne); s.NormalizePath != want {
+			t.Errorf("Consul %q: paths are normalized: %v", version, s.NormalizePath)
 		}
 	}
 }

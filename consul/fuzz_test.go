@@ -4,8 +4,6 @@ import (
 	"reflect"
 	"testing"
 	"time"
-
-	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // queryTypes are all query types.
@@ -65,7 +63,7 @@ func FuzzAnswer(f *testing.F) {
 		if regs, ok := after.(*[]*registration); ok {
 			newSnapshotBuild(input{}, state{}).addInstances(*regs, &proxyDefaults{})
 		}
-		if chain, ok := after.(*gateway.Chain); ok && chain.Nodes[chain.StartNode] == nil {
+		if chain, ok := after.(*discoveryChain); ok && chain.Nodes[chain.StartNode] == nil {
 			t.Errorf("%q gives a chain without a start", second)
 		}
 	})

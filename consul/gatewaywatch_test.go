@@ -81,10 +81,10 @@ func service(i int) gateway.ServiceName {
 	return gateway.ServiceName{Name: fmt.Sprintf("service-%d", i)}
 }
 
-func chain(service string) *gateway.Chain {
-	return &gateway.Chain{ServiceName: service, Datacenter: "dc1", Targets: map[string]*gateway.Target{
+func chain(service string) *discoveryChain {
+	return &discoveryChain{Chain: &gateway.Chain{ServiceName: service, Datacenter: "dc1", Targets: map[string]*gateway.Target{
 		service: {ID: service, Service: service, Datacenter: "dc1"},
-	}}
+	}}}
 }
 
 func (s *manualWatch) update(q query, f queryResult) {

@@ -188,10 +188,11 @@ func TestAProxyConfigThatCannotBeDecodedIsAProblem(t *testing.T) {
 // TestAMisspeltKeyIsReportedWhereItIs has ushr instead of usher in proxy-defaults, which the agent merges into the
 // registration, too, and user in the registration alone.
 func TestAMisspeltKeyIsReportedWhereItIs(t *testing.T) {
-	d, err := decodeProxyDefaults(nil, []*proxyDefaultsEntry{{Name: "global", Config: map[string]any{"ushr": map[string]any{}}}}, response{})
+	value, err := proxyDefaultsType.decode(nil, response{body: []byte(`[{"Name": "global", "Config": {"ushr": {}}}]`)})
 	if err != nil {
 		t.Fatal(err)
 	}
+	d := value.(*proxyDefaults)
 	if len(d.problems) != 1 || d.problems[0].Where != `proxy-defaults "global": Config.ushr` || !strings.Contains(d.problems[0].What, `did you mean "usher"?`) {
 		t.Errorf("proxy-defaults: %v", d.problems)
 	}

@@ -302,6 +302,8 @@ func messagesOfSnapshots(t *testing.T) (lines []string) {
 	missing := &callError{outcome: outcomeMissing, err: errors.New("consul answered 404: Peering not found for \"east\"")}
 	names := partitionQuery(meshGatewayNamesType, "")
 	names.filter, names.datacenter = `ServiceKind == "mesh-gateway"`, "dc2"
+	newer := chain(service(1).Name)
+	newer.unknown = []string{"Chain.Nodes.Newer"}
 	peering := query{queryType: peeringType, name: "east", partition: gateway.DefaultTenancy}
 	allEntries := query{queryType: entriesType, namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}
 	services := query{queryType: servicesType, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}
@@ -312,6 +314,9 @@ func messagesOfSnapshots(t *testing.T) (lines []string) {
 		{s.health(1): {value: instanceAt(1), err: refused(s.health(1))}},
 		{services: {err: errAllFiltered}},
 		{allEntries: {value: &entries{unknown: map[string][]string{"edge": {"Defaults.Newer", "Listeners.Newer"}}}}},
+		{partitionQuery(meshType, ""): {value: &mesh{unknown: []string{"TLS.Newer"}}}},
+		{partitionQuery(proxyDefaultsType, ""): {value: &proxyDefaults{unknown: []string{"Newer"}}}},
+		{serviceQuery(chainType, service(1)): {value: newer}},
 		{serviceQuery(chainType, service(1)): {value: far}, names: {err: refused(names)}, peering: {}},
 		{serviceQuery(chainType, service(1)): {value: far}, peering: {err: missing}},
 		{serviceQuery(chainType, service(1)): {value: far}, peering: {value: &gateway.Roots{PEMs: []string{"pem"}}, err: refused(peering)}},

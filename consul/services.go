@@ -139,8 +139,14 @@ func (l entryServiceSet) has(s gateway.Service) bool {
 // protocolOf returns the protocol of a listener in lower case; "" means tcp.
 func protocolOf(s string) string { return strings.ToLower(cmp.Or(s, "tcp")) }
 
+// discoveryChain is a compiled discovery chain.
+type discoveryChain struct {
+	*gateway.Chain
+	unknown []string // the fields that Usher does not know
+}
+
 // decodeChain keeps the pointers of targets that did not change.
-func decodeChain(prev *gateway.Chain, body struct{ Chain *gateway.Chain }, _ response) (*gateway.Chain, error) {
+func decodeChain(prev *discoveryChain, body struct{ Chain *gateway.Chain }, r response) (*discoveryChain, error) {
 	c := body.Chain
 	if c == nil || c.Nodes[c.StartNode] == nil {
 		return nil, unexpected("it has no start node")
@@ -158,5 +164,5 @@ func decodeChain(prev *gateway.Chain, body struct{ Chain *gateway.Chain }, _ res
 			c.Targets[id] = reuse(prev.Targets[id], t)
 		}
 	}
-	return c, nil
+	return &discoveryChain{c, unknownFields[struct{ Chain gateway.Chain }](r.body, chainOthers)}, nil
 }

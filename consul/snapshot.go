@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
@@ -80,7 +79,7 @@ func buildSnapshot(in input, prev state) *snapshotBuild {
 	b := newSnapshotBuild(in, prev)
 	b.confirmedDomain = confirmedDomainOf(in.results[query{queryType: rootsType}])
 	if a := require[agent](b, query{queryType: agentType}); a != nil {
-		b.agent, b.snapshot.DualStack = *a, a.dualStack
+		b.agent, b.snapshot.DualStack, b.snapshot.NormalizePath = *a, a.dualStack, a.major >= 2
 	}
 	b.addRegistrations()
 	b.addEntry()
@@ -369,6 +368,7 @@ func (b *snapshotBuild) addRegistrations() {
 	if d != nil {
 		b.snapshot.ProxyDefaults = d.layer
 		b.snapshot.Problems = append(b.snapshot.Problems, d.problems...)
+		b.addUnknownFields("config entry proxy-defaults/global", d.unknown)
 	}
 	if regs == nil {
 		return
@@ -387,6 +387,7 @@ func (b *snapshotBuild) addRegistrations() {
 func (b *snapshotBuild) addEntry() {
 	if m := require[mesh](b, partitionQuery(meshType, b.id.Partition)); m != nil {
 		b.snapshot.Mesh = m.entry
+		b.addUnknownFields("config entry mesh/mesh", m.unknown)
 	}
 	q := b.queryFor(entriesType)
 	all := q
@@ -399,10 +400,7 @@ func (b *snapshotBuild) addEntry() {
 	if b.snapshot.Entry == nil && list.filtered {
 		b.addMissing(q.String(), errAllFiltered)
 	}
-	if fields := list.unknown[b.id.Name]; len(fields) > 0 {
-		b.addProblemOf(problem.Notice, fmt.Sprintf("config entry ingress-gateway/%s", b.id),
-			fmt.Sprintf("this Usher does not know %s, so it has no effect; see if a newer Usher does", strings.Join(fields, ", ")))
-	}
+	b.addUnknownFields(fmt.Sprintf("config entry ingress-gateway/%s", b.id), list.unknown[b.id.Name])
 }
 
 // gatewayServices reads the services of the gateway. If Consul's ACLs hide all of them, it returns the last known ones.
@@ -478,10 +476,11 @@ func (b *snapshotBuild) addChain(service gateway.ServiceName) {
 		return
 	}
 	q := serviceQuery(chainType, service)
-	chain, r := read[gateway.Chain](b, q)
+	chain, r := read[discoveryChain](b, q)
 	b.waitOrHoldBack(q, r, "discovery chain of", service.String())
 	if chain != nil {
-		b.snapshot.Chains[service] = chain
+		b.snapshot.Chains[service] = chain.Chain
+		b.addUnknownFields("discovery chain of "+service.String(), chain.unknown)
 	}
 }
 

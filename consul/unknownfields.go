@@ -2,35 +2,62 @@ package consul
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/usherproxy/usher/internal/problem"
 )
 
-// envelope are the fields of every config entry that say nothing about a gateway.
-var envelope = []string{"Kind", "Namespace", "Partition", "Meta", "Hash", "CreateIndex", "ModifyIndex"}
+// The fields of Consul's answers that say nothing about an ingress gateway, by their paths. All others are in the types
+// that Usher decodes, or get a notice: a newer Consul may have fields that matter.
+var (
+	// envelope are those of every config entry.
+	envelope = []string{"Kind", "Namespace", "Partition", "Meta", "Hash", "CreateIndex", "ModifyIndex"}
 
-// unknownFields returns the fields with a value that an element of a list of config entries has, and T has not, by the
-// names of the entries: "Listeners.Services.Retries", sorted. A Consul that is newer than Usher writes such fields
-// also where no user has set them, and then without a value.
-func unknownFields[T any](list []byte) map[string][]string {
-	var entries []map[string]any
-	if json.Unmarshal(list, &entries) != nil {
-		return nil // it is decoded before
+	// meshOthers are for sidecars, API gateways and servers.
+	meshOthers = append([]string{
+		"TransparentProxy", "AllowEnablingPermissiveMutualTLS", "TLS.Incoming", "HTTP", "Peering",
+	}, envelope...)
+
+	// proxyDefaultsOthers are for sidecars, or come with the gateway's registration or with the discovery chains.
+	proxyDefaultsOthers = append([]string{
+		"Mode", "TransparentProxy", "MutualTLSMode", "MeshGateway", "Expose", "AccessLogs", "EnvoyExtensions",
+		"FailoverPolicy", "PrioritizeByLocality",
+	}, envelope...)
+
+	// chainOthers are for sidecars, or are in another field once more.
+	chainOthers = []string{
+		"Chain.CustomizationHash", "Chain.ServiceMeta", "Chain.EnvoyExtensions", "Chain.AutoVirtualIPs", "Chain.ManualVirtualIPs",
+		"Chain.Nodes.Resolver.Failover.Regions", "Chain.Nodes.Splits.Definition.Weight", "Chain.Nodes.Splits.Definition.Service",
+		"Chain.Nodes.Splits.Definition.ServiceSubset", "Chain.Nodes.Splits.Definition.Namespace",
+		"Chain.Nodes.Splits.Definition.Partition", "Chain.Targets.Locality", "Chain.Targets.TransparentProxy",
 	}
-	unknown := map[string][]string{}
-	for _, entry := range entries {
-		for _, field := range envelope {
-			delete(entry, field)
-		}
-		found := map[string]bool{}
-		addUnknown(found, "", entry, reflect.TypeFor[T]())
-		if name, _ := entry["Name"].(string); len(found) > 0 {
-			unknown[name] = slices.Sorted(maps.Keys(found))
-		}
+)
+
+// unknownFields returns the fields with a value that a JSON value has, and neither T nor the others have:
+// "Listeners.Services.Retries", sorted. A Consul that is newer than Usher writes such fields also where no user has set
+// them, and then without a value.
+func unknownFields[T any](body []byte, others []string) []string {
+	var value any
+	if json.Unmarshal(body, &value) != nil {
+		return nil // its decoding says so
 	}
-	return unknown
+	found := map[string]bool{}
+	addUnknown(found, "", value, reflect.TypeFor[T]())
+	for _, field := range others {
+		delete(found, field)
+	}
+	return slices.Sorted(maps.Keys(found))
+}
+
+// elements returns the elements of a list that has been decoded.
+func elements(list []byte) []json.RawMessage {
+	var all []json.RawMessage
+	_ = json.Unmarshal(list, &all)
+	return all
 }
 
 // addUnknown adds the fields of a value at a path that a type has not. As in encoding/json, case has no meaning.
@@ -44,16 +71,23 @@ func addUnknown(found map[string]bool, path string, value any, t reflect.Type) {
 			addUnknown(found, path, element, t)
 		}
 	case map[string]any:
-		if t.Kind() != reflect.Struct {
-			return
-		}
 		for key, below := range value {
-			known, ok := t.FieldByNameFunc(func(name string) bool { return strings.EqualFold(name, key) })
-			if field := strings.TrimPrefix(path+"."+key, "."); ok {
-				addUnknown(found, field, below, known.Type)
-			} else if hasValue(below) {
-				found[field] = true
-			}
+			addUnknownField(found, path, key, below, t)
+		}
+	}
+}
+
+// addUnknownField adds a field, or what is unknown in it. The keys of a map are no fields.
+func addUnknownField(found map[string]bool, path, key string, value any, t reflect.Type) {
+	switch t.Kind() {
+	case reflect.Map:
+		addUnknown(found, path, value, t.Elem())
+	case reflect.Struct:
+		known, ok := t.FieldByNameFunc(func(name string) bool { return strings.EqualFold(name, key) })
+		if field := strings.TrimPrefix(path+"."+key, "."); ok {
+			addUnknown(found, field, value, known.Type)
+		} else if hasValue(value) {
+			found[field] = true
 		}
 	}
 }
@@ -69,4 +103,12 @@ func hasValue(value any) bool {
 		return slices.ContainsFunc(slices.Collect(maps.Values(value)), hasValue)
 	}
 	return !reflect.ValueOf(value).IsZero()
+}
+
+// addUnknownFields adds a notice that names the unknown fields of what is at where.
+func (b *snapshotBuild) addUnknownFields(where string, fields []string) {
+	if len(fields) > 0 {
+		b.addProblemOf(problem.Notice, where,
+			fmt.Sprintf("this Usher does not know %s, so it has no effect; see if a newer Usher does", strings.Join(fields, ", ")))
+	}
 }

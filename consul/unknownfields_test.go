@@ -10,24 +10,25 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// fieldsOfConsul2 are those that Consul 1.22 does not take.
-var fieldsOfConsul2 = []string{
-	"Defaults.PassiveHealthCheck.Consecutive5xx", "Defaults.PassiveHealthCheck.ConsecutiveGatewayFailure",
-	"Defaults.PassiveHealthCheck.EnforcingConsecutiveGatewayFailure",
-	"Listeners.Services.PassiveHealthCheck.Consecutive5xx", "Listeners.Services.PassiveHealthCheck.ConsecutiveGatewayFailure",
-	"Listeners.Services.PassiveHealthCheck.EnforcingConsecutiveGatewayFailure",
+// TestAllFieldsOfConsulsAPIAreKnown has answers with every field that Consul's API library knows. Those of a newer library
+// have to be decided on.
+func TestAllFieldsOfConsulsAPIAreKnown(t *testing.T) {
+	wantEqual(t, nil, unknownFields[gateway.Entry](filled[api.IngressGatewayConfigEntry](t), envelope))
+	wantEqual(t, nil, unknownFields[gateway.Mesh](filled[api.MeshConfigEntry](t), meshOthers))
+	wantEqual(t, nil, unknownFields[proxyDefaultsEntry](filled[api.ProxyConfigEntry](t), proxyDefaultsOthers))
+	wantEqual(t, nil, unknownFields[struct{ Chain gateway.Chain }](filled[api.DiscoveryChainResponse](t), chainOthers))
 }
 
-// TestAllFieldsOfConsulsAPIAreKnown has an entry with every field that Consul's API library knows. Those of a newer
-// library have to be decided on.
-func TestAllFieldsOfConsulsAPIAreKnown(t *testing.T) {
-	entry := api.IngressGatewayConfigEntry{}
-	fill(reflect.ValueOf(&entry).Elem())
-	body, err := json.Marshal([]any{&entry})
+// filled returns a value with every field set, as Consul writes it.
+func filled[T any](t *testing.T) []byte {
+	t.Helper()
+	var value T
+	fill(reflect.ValueOf(&value).Elem())
+	body, err := json.Marshal(&value)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantEqual(t, map[string][]string{"text": fieldsOfConsul2}, unknownFields[gateway.Entry](body))
+	return body
 }
 
 // fill sets every field of a value.
@@ -41,7 +42,9 @@ func fill(v reflect.Value) {
 		fill(v.Index(0))
 	case reflect.Map:
 		v.Set(reflect.MakeMap(v.Type()))
-		v.SetMapIndex(reflect.ValueOf("x-key"), reflect.ValueOf("value"))
+		value := reflect.New(v.Type().Elem()).Elem()
+		fill(value)
+		v.SetMapIndex(reflect.ValueOf("x-key"), value)
 	case reflect.Struct:
 		for _, field := range v.Fields() {
 			fill(field)
@@ -52,6 +55,10 @@ func fill(v reflect.Value) {
 		v.SetBool(true)
 	case reflect.Uint32, reflect.Uint64:
 		v.SetUint(1)
+	case reflect.Float32:
+		v.SetFloat(1)
+	case reflect.Interface:
+		v.Set(reflect.ValueOf("value"))
 	default:
 		v.SetInt(1)
 	}

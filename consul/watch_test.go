@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -234,11 +235,23 @@ func TestAFieldOfANewerConsulIsANotice(t *testing.T) {
 			{"Name": "web", "Retries": 3, "RequestHeaders": {"Add": {"x-newer": "1"}}}]}],
 		 "CreateIndex": 1, "ModifyIndex": 2}
 	]`})
-	s := start(t, c.watcher(t), "gateway").next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
-	want := "config entry ingress-gateway/gateway: this Usher does not know Listeners.Normalize, Listeners.Services.Retries, " +
-		"so it has no effect; see if a newer Usher does"
-	if p := s.Problems[0]; p.String() != want || p.Severity != problem.Notice || len(s.Problems) > 1 {
-		t.Errorf("the problems are %v", s.Problems)
+	c.set("/v1/config/mesh", reply{body: `[{"Kind": "mesh", "HTTP": {"Newer": 1}, "TLS": {"Outgoing": {"Newer": "x"}, "Incoming": {"Newer": 1}}}]`})
+	c.set("/v1/config/proxy-defaults", reply{body: `[{"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http"}, "Newer": 1}]`})
+	newer := chainTo("web", "web")
+	newer.body = strings.Replace(newer.body, `"Nodes"`, `"ServiceMeta": {"a": "b"}, "Newer": [1], "Nodes"`, 1)
+	c.set("/v1/discovery-chain/web", newer)
+	s := start(t, c.watcher(t), "gateway").next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) == 4 })
+	const notice = ": this Usher does not know %s, so it has no effect; see if a newer Usher does"
+	for where, fields := range map[string]string{
+		"config entry ingress-gateway/gateway": "Listeners.Normalize, Listeners.Services.Retries",
+		"config entry mesh/mesh":               "TLS.Outgoing.Newer",
+		"config entry proxy-defaults/global":   "Newer",
+		"discovery chain of web":               "Chain.Newer",
+	} {
+		want := where + fmt.Sprintf(notice, fields)
+		if !slices.ContainsFunc(s.Problems, func(p problem.Problem) bool { return p.String() == want && p.Severity == problem.Notice }) {
+			t.Errorf("there is no notice %q in %v", want, s.Problems)
+		}
 	}
 }
 

@@ -8,7 +8,8 @@ service "ingress-gateway" {
 }
 
 # Usher needs this block only if Consul has another DNS domain than "consul.",
-# other gRPC ports than 8502 and 8503, or no IPv4 address.
+# other gRPC ports than 8502 and 8503, no IPv4 address, or is of 2.0 or later,
+# which normalizes paths.
 # agent_prefix "" {
 #   policy = "read"
 # }

@@ -100,11 +100,13 @@ func connectionManager(l listenerParams, from downstreams, route string, tls boo
 		}},
 		HttpFilters: filters,
 		// No trace begins here. One that the client began goes on.
-		Tracing:        &hcmv3.HttpConnectionManager_Tracing{RandomSampling: &typev3.Percent{}},
-		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-		AccessLog:      l.logs.For(from.untrusted()),
-
+		Tracing:             &hcmv3.HttpConnectionManager_Tracing{RandomSampling: &typev3.Percent{}},
+		UpgradeConfigs:      []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		AccessLog:           l.logs.For(from.untrusted()),
 		MaxRequestHeadersKb: unlessZero(l.instance.registered.Config.MaxRequestHeadersKB), // by default Envoy's
+	}
+	if l.input.snapshot.NormalizePath {
+		hcm.NormalizePath = wrapperspb.Bool(true)
 	}
 	if l.port.protocol != gateway.ProtocolHTTP {
 		hcm.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}

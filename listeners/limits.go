@@ -17,11 +17,15 @@ import (
 type limits struct {
 	connections, pending, requests uint32
 
-	interval            gateway.Duration
-	failures, enforcing uint32
-	maxEjection         *uint32
-	baseEjection        *gateway.Duration
+	interval      gateway.Duration
+	any5xx        ejection
+	gatewayErrors ejection // 502, 503 and 504
+	maxEjection   *uint32
+	baseEjection  *gateway.Duration
 }
+
+// ejection is after how many consecutive failures an instance is ejected, and in how many percent of these cases.
+type ejection struct{ failures, percent uint32 }
 
 // limitsOf returns the limits of a service. Consul writes 0 for a limit that is not set, so a service cannot lift a
 // default.
@@ -41,11 +45,16 @@ func (l *limits) override(other gateway.Limits) {
 	l.requests = cmp.Or(orZero(other.MaxConcurrentRequests), l.requests)
 	if check := other.PassiveHealthCheck; check != nil {
 		l.interval = cmp.Or(check.Interval, l.interval)
-		l.failures = cmp.Or(check.MaxFailures, l.failures)
-		l.enforcing = cmp.Or(orZero(check.EnforcingConsecutive5xx), l.enforcing)
+		l.any5xx.override(cmp.Or(orZero(check.Consecutive5xx), check.MaxFailures), check.EnforcingConsecutive5xx)
+		l.gatewayErrors.override(orZero(check.ConsecutiveGatewayFailure), check.EnforcingConsecutiveGatewayFailure)
 		l.maxEjection = cmp.Or(check.MaxEjectionPercent, l.maxEjection)
 		l.baseEjection = cmp.Or(check.BaseEjectionTime, l.baseEjection)
 	}
+}
+
+func (e *ejection) override(failures uint32, percent *uint32) {
+	e.failures = cmp.Or(failures, e.failures)
+	e.percent = cmp.Or(orZero(percent), e.percent)
 }
 
 func orZero(n *uint32) uint32 {
@@ -69,8 +78,10 @@ func (l limits) thresholds() []*clusterv3.CircuitBreakers_Thresholds {
 // outlierDetection is there even without any setting: Envoy then ejects by its own defaults, as it does with Consul.
 func (l limits) outlierDetection() *clusterv3.OutlierDetection {
 	o := &clusterv3.OutlierDetection{
-		Consecutive_5Xx:          unlessZero(l.failures),
-		EnforcingConsecutive_5Xx: unlessZero(l.enforcing),
+		Consecutive_5Xx:                    unlessZero(l.any5xx.failures),
+		EnforcingConsecutive_5Xx:           unlessZero(l.any5xx.percent),
+		ConsecutiveGatewayFailure:          unlessZero(l.gatewayErrors.failures),
+		EnforcingConsecutiveGatewayFailure: unlessZero(l.gatewayErrors.percent),
 	}
 	if l.interval != 0 {
 		o.Interval = durationpb.New(time.Duration(l.interval))

@@ -93,10 +93,8 @@ func mistakes(t *testing.T) []*gateway.Snapshot {
 		func(_ *gateway.Snapshot, e *gateway.Entry, _ *gateway.Listener) {
 			e.TLS = gateway.TLS{SDS: &gateway.SDS{ClusterName: "sds", CertResource: "web"}, TLSMaxVersion: "1.2"}
 		},
-		func(s *gateway.Snapshot, _ *gateway.Entry, _ *gateway.Listener) {
-			s.Plain, s.Leaf, s.Roots = false, &gateway.Leaf{}, &gateway.Roots{TrustDomain: "td", PEMs: []string{"a root"}}
-			s.Mesh = &gateway.Mesh{TLS: &gateway.MeshTLS{Outgoing: &gateway.TLSParameters{TLSMinVersion: "1.2"}}}
-		},
+		inMesh(gateway.TLSParameters{TLSMinVersion: "1.2"}),
+		inMesh(gateway.TLSParameters{ECDHCurves: []string{"P-256", "secp256r1"}}),
 	} {
 		s := oneService("http")
 		if err := json.Unmarshal([]byte(`{"StartNode": "r", "Nodes": {`+ok), s.Chains[s.Services[0].Service]); err != nil {
@@ -110,3 +108,11 @@ func mistakes(t *testing.T) []*gateway.Snapshot {
 
 // ok is the rest of a chain with a good resolver.
 const ok = `"r": {"Type": "resolver", "Resolver": {"Target": "t"}}}, "Targets": {"t": {"Name": "t"}}}`
+
+// inMesh puts the gateway into a mesh with these parameters of TLS.
+func inMesh(outgoing gateway.TLSParameters) func(*gateway.Snapshot, *gateway.Entry, *gateway.Listener) {
+	return func(s *gateway.Snapshot, _ *gateway.Entry, _ *gateway.Listener) {
+		s.Plain, s.Leaf, s.Roots = false, &gateway.Leaf{}, &gateway.Roots{TrustDomain: "td", PEMs: []string{"a root"}}
+		s.Mesh = &gateway.Mesh{TLS: &gateway.MeshTLS{Outgoing: &outgoing}}
+	}
+}

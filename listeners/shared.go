@@ -75,7 +75,7 @@ func (s *sharedResources) onlyAssignmentsDiffer(now *gateway.Snapshot) bool {
 		}
 	}
 	return before.ID == now.ID && before.Datacenter == now.Datacenter && before.DualStack == now.DualStack &&
-		before.Plain == now.Plain && before.Entry == now.Entry && before.Mesh == now.Mesh && before.Roots == now.Roots &&
+		before.NormalizePath == now.NormalizePath && before.Plain == now.Plain && before.Entry == now.Entry && before.Mesh == now.Mesh && before.Roots == now.Roots &&
 		before.Leaf == now.Leaf && before.DownstreamLeaf == now.DownstreamLeaf && maps.Equal(before.Peers, now.Peers) &&
 		samePointer(before.Services, now.Services) && samePointer(before.Chains, now.Chains)
 }

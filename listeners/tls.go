@@ -167,6 +167,9 @@ var cipherSuites = map[string]string{
 	"TLS_RSA_WITH_AES_256_GCM_SHA384":               "AES256-GCM-SHA384",
 }
 
+// ecdhCurves are the names that Envoy's library of TLS takes. Envoy 1.36 and 1.40 take all of them.
+var ecdhCurves = []string{"X25519MLKEM768", "X25519", "P-256", "P-384", "P-521"}
+
 // tlsParameters translates versions and ciphers. An unknown word is an error: without it the listener would accept
 // what it must not.
 func tlsParameters(p gateway.TLSParameters) (*tlsv3.TlsParameters, error) {
@@ -189,6 +192,12 @@ func tlsParameters(p gateway.TLSParameters) (*tlsv3.TlsParameters, error) {
 		}
 		out.CipherSuites = append(out.CipherSuites, suite)
 	}
+	for _, name := range p.ECDHCurves {
+		if !slices.Contains(ecdhCurves, name) {
+			return nil, fmt.Errorf("ECDHCurves: %q is not known; use %s", name, strings.Join(ecdhCurves, ", "))
+		}
+	}
+	out.EcdhCurves = p.ECDHCurves
 	return out, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"regexp"
 	"testing"
 
 	"github.com/hashicorp/consul/api"
@@ -70,17 +71,25 @@ func startConsulWithACLs(t *testing.T, ip, version string) *consulServer {
 	return s
 }
 
+// notKnown matches a notice of Usher.
+var notKnown = regexp.MustCompile(`.*this Usher does not know.*`)
+
 // startUsher starts Usher on a port beside a Consul, and gives its xDS port once
-// it listens.
+// it listens. The test fails if Consul answers with a field that Usher does not know.
 func startUsher(t *testing.T, consul *consulServer, port int, args ...string) string {
 	t.Helper()
 	xds := net.JoinHostPort(consul.ip, fmt.Sprint(port))
-	testprocess.Start(t, testprocess.Command{Name: "usher", Path: testprocess.Usher(t), Args: append([]string{
+	usher := testprocess.Start(t, testprocess.Command{Name: "usher", Path: testprocess.Usher(t), Args: append([]string{
 		"serve", "--consul-http-addr", consul.http, "--xds-addr", xds,
 		// Consul has no reports. listeners.TestReportsAreAccessLogsAndNothingElse shows that they change nothing else.
 		"--connection-reports=false",
 		"--admin-addr", net.JoinHostPort(consul.ip, fmt.Sprint(port+1)),
 	}, args...), Env: []string{"CONSUL_HTTP_TOKEN=" + consul.token}})
+	t.Cleanup(func() {
+		if unknown := notKnown.FindString(testprocess.ReadFile(t, usher.Stderr)); unknown != "" {
+			t.Errorf("Consul answers with a field that Usher does not know: %s", unknown)
+		}
+	})
 	eventually(t, "usher listens", func() error {
 		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", xds)
 		if err == nil {

@@ -143,6 +143,7 @@ func (c ingressCheck) limits(l *gateway.Limits, at []any) {
 		}
 	}
 	percentage("EnforcingConsecutive5xx", l.PassiveHealthCheck.EnforcingConsecutive5xx)
+	percentage("EnforcingConsecutiveGatewayFailure", l.PassiveHealthCheck.EnforcingConsecutiveGatewayFailure)
 	percentage("MaxEjectionPercent", l.PassiveHealthCheck.MaxEjectionPercent)
 }
 

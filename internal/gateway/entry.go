@@ -100,11 +100,14 @@ type Limits struct {
 // PassiveHealthCheck ejects instances that fail
 // (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway#listeners-services-passivehealthcheck).
 type PassiveHealthCheck struct {
-	Interval                Duration
-	MaxFailures             uint32
-	EnforcingConsecutive5xx *uint32
-	MaxEjectionPercent      *uint32
-	BaseEjectionTime        *Duration
+	Interval                           Duration
+	MaxFailures                        uint32
+	Consecutive5xx                     *uint32 // in place of MaxFailures; since Consul 2.0
+	ConsecutiveGatewayFailure          *uint32 // answers 502, 503 and 504 only; since Consul 2.0
+	EnforcingConsecutive5xx            *uint32
+	EnforcingConsecutiveGatewayFailure *uint32 // since Consul 2.0
+	MaxEjectionPercent                 *uint32
+	BaseEjectionTime                   *Duration
 }
 
 // HeaderModifiers change the headers of a request or a response. Add comes before Set.
@@ -126,6 +129,7 @@ type MeshTLS struct{ Outgoing *TLSParameters }
 type TLSParameters struct {
 	TLSMinVersion, TLSMaxVersion string
 	CipherSuites                 []string
+	ECDHCurves                   []string // Envoy's names, such as X25519MLKEM768; since Consul 2.1
 }
 
 // Duration is a time span that Consul's JSON writes as "1m30s" in some places and as a number of nanoseconds in others.

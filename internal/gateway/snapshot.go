@@ -65,6 +65,8 @@ type Snapshot struct {
 	// DualStack means that Consul's agent has an IPv6 address: an instance that is registered without an address
 	// then listens on "::" instead of "0.0.0.0".
 	DualStack bool
+	// NormalizePath means that Consul's agent is of 2.0 or later: Envoys then route by paths without "." and "..".
+	NormalizePath bool
 
 	// Entry is the gateway's ingress-gateway config entry. Nil means that there is none, and the gateway has no listeners.
 	Entry *Entry
