@@ -10,7 +10,7 @@ SHELL := /bin/bash
 
 CONSUL := .tools/consul-1.22.7/pin .tools/consul-1.20.6/pin .tools/consul-1.15.1/pin
 ENVOY  := .tools/envoy-1.40.0/pin
-ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
+ENVOYS := $(ENVOY) .tools/envoy-1.39.3/pin .tools/envoy-1.38.3/pin .tools/envoy-1.37.0/pin .tools/envoy-1.36.2/pin
 KUBERNETES := .tools/kubernetes-1.34.0/pin
 LINT   := .tools/golangci-lint/pin
 BENCHSTAT := .tools/benchstat/pin
@@ -202,6 +202,9 @@ debian:
 .tools/helm-3.22.0/pin: tools/helm/go.mod
 .tools/axe-core-4.14.1/pin: tools/axe-core/package-lock.json
 .tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
+.tools/envoy-1.39.3/pin: tools/envoy-1.39/requirements.txt
+.tools/envoy-1.38.3/pin: tools/envoy-1.38/requirements.txt
+.tools/envoy-1.37.0/pin: tools/envoy-1.37/requirements.txt
 .tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
 .tools/golangci-lint/pin: tools/lint/go.mod
 .tools/benchstat/pin: tools/benchstat/go.mod

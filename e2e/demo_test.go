@@ -43,7 +43,7 @@ Set usher.proxy_protocol.mode = "strict" in proxy-defaults: Envoy applied it aft
 // behind.
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {
+	for _, version := range lab.Envoys {
 		t.Run("envoy "+version, func(t *testing.T) {
 			t.Parallel()
 			demo := startDemo(t, lab.NewIsolatedHost(t), lab.EnvoyBinary(t, version))

@@ -30,7 +30,7 @@ func TestLab(t *testing.T) {
 		envoys []string
 		secure bool
 	}{
-		{lab.ConsulNew, []string{lab.EnvoyNew, lab.EnvoyOld}, false},
+		{lab.ConsulNew, lab.Envoys, false},
 		{lab.ConsulOld, []string{lab.EnvoyNew, lab.EnvoyOld}, false},
 		{lab.ConsulNew, []string{lab.EnvoyNew}, true},
 		{lab.ConsulOld, []string{lab.EnvoyNew}, true},

@@ -119,8 +119,26 @@ func (m matrixTable) listeners() []lab.TestListener {
 	return listeners
 }
 
-// policies are the settings that a column is about.
+// proxiesElsewhere are HTTP proxies at addresses that do not connect. A listener
+// that believes them treats all others as one that believes none.
+const proxiesElsewhere = `trusted_cidrs = "203.0.113.0/24" header = "true-client-ip" fail_closed = "yes"`
+
+// policies are the settings that a column is about. With the mode off, proxies
+// elsewhere make a difference: Consul's own listener believes X-Forwarded-For.
 func (c matrixColumn) policies() []lab.ListenerSettings {
+	policies := c.protocolPolicies()
+	if c.mode == "off" {
+		return policies
+	}
+	for _, p := range policies {
+		p.ClientAddress = proxiesElsewhere
+		policies = append(policies, p)
+	}
+	return policies
+}
+
+// protocolPolicies are those of PROXY protocol.
+func (c matrixColumn) protocolPolicies() []lab.ListenerSettings {
 	p := lab.ListenerSettings{Mode: c.mode}
 	if c.versions != "both" && c.versions != "-" {
 		p.Versions = c.versions
@@ -137,8 +155,12 @@ func (c matrixColumn) policies() []lab.ListenerSettings {
 }
 
 // isValid is false for the settings that Usher refuses: a permissive tcp
-// listener would pass a header of the other version on as data.
+// listener would pass a header of the other version on as data, and no request
+// names a client there.
 func isValid(m lab.TestListener) bool {
+	if m.Protocol == "tcp" && m.Settings.ClientAddress != "" {
+		return false
+	}
 	return m.Protocol != "tcp" || m.Settings.Mode != "permissive" || m.Settings.Versions == ""
 }
 
@@ -150,6 +172,8 @@ func (c matrixColumn) probes(l *lab.TrustLab, g lab.TrustGateway, m lab.TestList
 	switch {
 	case !slices.Contains(c.policies(), m.Settings):
 		return nil
+	case m.Settings.ClientAddress != "" && g.Version != lab.EnvoyNew && g.Version != lab.EnvoyOld:
+		return nil // a lab has not enough ports for all
 	case c.from == "untrusted":
 		downstreams = []lab.Downstream{l.Untrusted}
 	case m.Settings.TrustedCIDRs:

@@ -11,13 +11,13 @@ import (
 )
 
 // TestPROXYProtocolMatrix executes testdata/proxyprotocol.txt: for every preface
-// and setting, trusted and untrusted addresses, IPv4 and IPv6, and both Envoys,
+// and setting, trusted and untrusted addresses, IPv4 and IPv6, and all Envoys,
 // the answer, the client's address in the access log and the one at the service
 // are those of the table.
 func TestPROXYProtocolMatrix(t *testing.T) {
 	t.Parallel()
 	table := readMatrixTable(t)
-	l := lab.StartTrustLab(t, table.listeners())
+	l := lab.StartTrustLab(t, table.listeners(), lab.Envoys...)
 	for _, gateway := range l.Gateways {
 		for _, protocol := range matrixProtocols {
 			t.Run(fmt.Sprintf("envoy %s, %s", gateway.Version, protocol), func(t *testing.T) {

@@ -25,6 +25,9 @@ import (
 func TestEnvoyTakesEveryCase(t *testing.T) {
 	for release, e := range map[string]gateway.EnvoyVersion{
 		"1.40.0": {Major: 1, Minor: 40},
+		"1.39.3": {Major: 1, Minor: 39, Patch: 3},
+		"1.38.3": {Major: 1, Minor: 38, Patch: 3},
+		"1.37.0": {Major: 1, Minor: 37},
 		"1.36.2": {Major: 1, Minor: 36, Patch: 2},
 	} {
 		binary := testprocess.Tool(t, "envoy-"+release, "envoy")

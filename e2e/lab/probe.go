@@ -27,7 +27,7 @@ type Probe struct {
 	From     Downstream
 	Address  netip.Addr // of the gateway
 	Preface  Preface
-	Header   http.Header // of the request; by default a forged X-Forwarded-For
+	Header   http.Header // of the request; by default a forged X-Forwarded-For and True-Client-IP
 
 	Source netip.AddrPort // no other probe of the lab has its port
 	Path   string
@@ -40,7 +40,7 @@ type Observation struct {
 	Service  string // X-Forwarded-For; for tcp what the service gets before the client's payload
 }
 
-// ForgedIP is the address in a forged X-Forwarded-For.
+// ForgedIP is the address in a forged X-Forwarded-For or True-Client-IP.
 const ForgedIP = "198.51.100.6"
 
 // probePorts are the ports of probes' sources, below those that Linux chooses.
@@ -52,7 +52,7 @@ func (l *TrustLab) NewProbe(p Probe) Probe {
 	p.Source = netip.AddrPortFrom(p.From.address(p.Address), uint16(1024+probePorts.Add(1)%30000))
 	p.Path = NewPath()
 	if p.Header == nil {
-		p.Header = http.Header{"X-Forwarded-For": {ForgedIP}}
+		p.Header = http.Header{"X-Forwarded-For": {ForgedIP}, "True-Client-Ip": {ForgedIP}}
 	}
 	return p
 }

@@ -70,8 +70,9 @@ func (p Downstream) address(other netip.Addr) netip.Addr {
 // client.
 const trustedCIDRs = `["198.18.0.8/30", "fd00:18::10/124"]`
 
-// StartTrustLab starts the lab with the listeners, which get their ports here.
-func StartTrustLab(t *testing.T, listeners []TestListener) *TrustLab {
+// StartTrustLab starts the lab with the listeners, which get their ports here, and
+// a gateway on each of the Envoys. The zero value stands for EnvoyNew and EnvoyOld.
+func StartTrustLab(t *testing.T, listeners []TestListener, envoys ...string) *TrustLab {
 	t.Helper()
 	l := &TrustLab{Network: NewNetwork(t), Listeners: listeners}
 	for i := range l.Listeners {
@@ -92,8 +93,14 @@ func StartTrustLab(t *testing.T, listeners []TestListener) *TrustLab {
 		Host: l.Control, Consul: l.Consul, Config: l.Config(),
 		XDSAddr: l.Control.Addr(18000), Args: []string{"--insecure-plaintext"},
 	})
-	l.startGateway(t, l.Gateway, EnvoyNew, "fd00:18::20")
-	l.startGateway(t, l.AddHost(t, "gateway2", Gateway2IP), EnvoyOld, "fd00:18::21")
+	if len(envoys) == 0 {
+		envoys = []string{EnvoyNew, EnvoyOld}
+	}
+	l.startGateway(t, l.Gateway, envoys[0], "fd00:18::20")
+	for i, envoy := range envoys[1:] {
+		h := l.AddHost(t, fmt.Sprintf("gateway%d", i+2), fmt.Sprintf("198.18.0.%d", 21+i))
+		l.startGateway(t, h, envoy, fmt.Sprintf("fd00:18::%d", 21+i))
+	}
 	l.waitServed(t)
 	return l
 }

@@ -33,10 +33,10 @@ func TestEnvoyAcceptsEveryFilledTemplate(t *testing.T) {
 	}
 }
 
-// wantAccepted wants that the oldest and the newest Envoy accept a bootstrap.
+// wantAccepted wants that all Envoys accept a bootstrap.
 func wantAccepted(t *testing.T, config string) {
 	t.Helper()
-	for _, version := range []string{"envoy-1.36.2", "envoy-1.40.0"} {
+	for _, version := range []string{"envoy-1.36.2", "envoy-1.37.0", "envoy-1.38.3", "envoy-1.39.3", "envoy-1.40.0"} {
 		file := filepath.Join(t.TempDir(), "bootstrap.json")
 		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 			t.Fatal(err)
