@@ -20,6 +20,7 @@ VULNCHECK := .tools/vulncheck/pin
 MODULES := . $(patsubst %/go.mod,%,$(wildcard tools/*/go.mod)) e2e/kubernetes
 HELM   := .tools/helm-3.22.0/pin
 AXE    := .tools/axe-core-4.14.1/pin
+MACHINE := .tools/debian-12/pin
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
@@ -189,7 +190,7 @@ check: build lint race verify vulncheck ## Build, vet, lint, race, verify module
 	tools/clean-after make generate licenses
 
 .PHONY: tools
-tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(HELM) $(AXE) ## Get the real parts into .tools/
+tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(HELM) $(AXE) $(MACHINE) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
@@ -201,6 +202,7 @@ debian:
 .tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
 .tools/helm-3.22.0/pin: tools/helm/go.mod
 .tools/axe-core-4.14.1/pin: tools/axe-core/package-lock.json
+.tools/debian-12/pin: tools/debian-12/packages.txt
 .tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
 .tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
 .tools/golangci-lint/pin: tools/lint/go.mod
