@@ -178,3 +178,13 @@ func TestEveryFaultHasATest(t *testing.T) {
 		t.Errorf("found %d faults, want the tables of the page", faults)
 	}
 }
+
+// TestTheFAQHasMeasuredNumbers holds what docs/faq.md says of costs to the tables of docs/performance.md.
+func TestTheFAQHasMeasuredNumbers(t *testing.T) {
+	measured := readText(t, "docs/performance.md")
+	for _, row := range tableBelow(t, readText(t, "docs/faq.md"), "## What does it cost?")[1:] {
+		if !strings.Contains(measured, "| "+row[1]+" |") {
+			t.Errorf("docs/performance.md does not say %s: %s", row[1], row[0])
+		}
+	}
+}
