@@ -182,6 +182,12 @@ diagrams: $(D2) ## Draw docs/diagrams/*.d2 as SVG
 		.tools/d2-0.7.2/d2 --omit-version "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
 	done
 
+.PHONY: pictures
+pictures: debian $(AXE) ## Make the pictures of the demo and of the status page, docs/images
+	go test -tags e2e -count=1 -run '^TestPictureOfTheDemo$$' ./e2e -update-picture
+	dir=$$(mktemp -d) && USHER_SCREENSHOTS=$$dir go test -tags e2e -count=1 -run '^TestPageInABrowser$$/^accessible$$' ./internal/statuspage && \
+		mv $$dir/light.png docs/images/status-page.png && rm -r $$dir
+
 .PHONY: sbom
 sbom: build ## Write the SBOM of bin/usher to dist/usher.cdx.json
 	@mkdir -p dist
