@@ -131,6 +131,11 @@ func everyLinkResolves(t *testing.T, site fs.FS) {
 				t.Errorf("%s: %v", from, err)
 				continue
 			}
+			if file, isOurs := strings.CutPrefix(l.to, "https://github.com/usherproxy/usher/blob/HEAD/"); isOurs {
+				if _, err := os.Stat(filepath.Join("../..", strings.SplitN(file, "#", 2)[0])); err != nil {
+					t.Errorf("%s: %v", from, err)
+				}
+			}
 			if to.Host != "" {
 				continue
 			}
@@ -225,6 +230,7 @@ func searches(t *testing.T, tab *browser.Tab) {
 	tab.Eval(t, `document.querySelector(".search input").focus(), 0`, nil)
 	tab.Press(t, "trusted_cid")
 	tab.WaitFor(t, `document.querySelector("#search-results a")?.textContent.includes("trusted_cidrs")`)
+	tab.Screenshot(t, "search")
 	tab.Eval(t, `document.querySelector("#search-results a").click(), 0`, nil)
 	tab.WaitFor(t, `location.hash && document.querySelector(decodeURIComponent(location.hash))`)
 }

@@ -63,7 +63,7 @@ function item({ id, page, heading, text, terms }) {
 // extract returns the text around the first of the terms.
 function extract(text, terms) {
   const at = Math.min(...terms.map((term) => text.toLowerCase().indexOf(term)).filter((i) => i >= 0), text.length);
-  const start = at === text.length ? 0 : Math.max(0, at - 60);
+  const start = at === text.length || at < 60 ? 0 : text.indexOf(" ", at - 60) + 1;
   return (start ? "…" : "") + text.slice(start, start + 140).trim() + "…";
 }
 
