@@ -92,7 +92,7 @@ conformance-and-chaos: tools build ## Compare with a real Consul, and make the f
 
 .PHONY: real-parts
 real-parts: tools build ## Run the tests of packages that need real parts
-	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts
+	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./internal/testing/pages ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts
 
 .PHONY: chaos
 chaos: debian $(CONSUL) $(ENVOYS) build ## Make random faults under load (CHAOS_TIME=10m CHAOS_SEED=123 CHAOS_ACTIONS=kill-usher,rotate-ca)

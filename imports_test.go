@@ -66,6 +66,7 @@ var allowed = map[string][]string{
 	"internal/testing/logbuffer":   {},
 	"internal/testing/messages":    {"internal/testing/golden"},
 	"internal/testing/orderedcmp":  {"internal/ordered"},
+	"internal/testing/pages":       {"internal/testing/testprocess"},
 	"internal/testing/services":    {},
 	"internal/testing/testprocess": {},
 	"charts":                       {},
