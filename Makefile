@@ -18,6 +18,7 @@ LICENSES := .tools/licenses/pin
 VULNCHECK := .tools/vulncheck/pin
 # The Go modules of this repository, whose downloads make check compares with their go.sum.
 MODULES := . $(patsubst %/go.mod,%,$(wildcard tools/*/go.mod)) e2e/kubernetes
+NOMAD  := .tools/nomad-1.6.3/pin
 HELM   := .tools/helm-3.22.0/pin
 AXE    := .tools/axe-core-4.14.1/pin
 
@@ -189,7 +190,7 @@ check: build lint race verify vulncheck ## Build, vet, lint, race, verify module
 	tools/clean-after make generate licenses
 
 .PHONY: tools
-tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(HELM) $(AXE) ## Get the real parts into .tools/
+tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
@@ -199,6 +200,7 @@ debian:
 .tools/consul-1.20.6/pin: tools/consul-1.20/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
 .tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
+.tools/nomad-1.6.3/pin: tools/nomad-1.6/go.mod
 .tools/helm-3.22.0/pin: tools/helm/go.mod
 .tools/axe-core-4.14.1/pin: tools/axe-core/package-lock.json
 .tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
