@@ -21,6 +21,7 @@ MODULES := . $(patsubst %/go.mod,%,$(wildcard tools/*/go.mod)) e2e/kubernetes
 NOMAD  := .tools/nomad-1.6.3/pin
 HELM   := .tools/helm-3.22.0/pin
 AXE    := .tools/axe-core-4.14.1/pin
+D2     := .tools/d2-0.7.2/pin
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
@@ -167,6 +168,12 @@ generate: ## Rewrite generated files
 licenses: $(LICENSES) ## Check the licenses of what is in bin/usher, and list them in docs/licenses.md
 	tools/licenses/list .tools/licenses/go-licenses
 
+.PHONY: diagrams
+diagrams: $(D2) ## Draw docs/diagrams/*.d2 as SVG
+	@for diagram in $(filter-out %/style.d2,$(wildcard docs/diagrams/*.d2)); do \
+		.tools/d2-0.7.2/d2 --omit-version "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
+	done
+
 .PHONY: sbom
 sbom: build ## Write the SBOM of bin/usher to dist/usher.cdx.json
 	@mkdir -p dist
@@ -187,7 +194,7 @@ check: build lint race verify vulncheck ## Build, vet, lint, race, verify module
 	go -C tools/image vet ./...
 	go -C tools/monitoring vet ./...
 	cd e2e/kubernetes && go vet -tags e2e,kubernetes ./...
-	tools/clean-after make generate licenses
+	tools/clean-after make generate licenses diagrams
 
 .PHONY: tools
 tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) ## Get the real parts into .tools/
@@ -209,6 +216,7 @@ debian:
 .tools/benchstat/pin: tools/benchstat/go.mod
 .tools/licenses/pin: tools/licenses/go.mod
 .tools/vulncheck/pin: tools/vulncheck/go.mod
+.tools/d2-0.7.2/pin: tools/d2/go.mod
 
 .tools/%/pin:
 	@tools/install $* $<

@@ -77,7 +77,7 @@ var allowed = map[string][]string{
 		"internal/loadbalancer", "internal/memory", "internal/probe", "internal/problem", "internal/redaction", "internal/reportkey", "internal/resourcediff", "internal/settings", "internal/statedir", "internal/status", "internal/statuspage", "internal/supportbundle",
 		"internal/tokenreview",
 	},
-	"tools/settings-doc":  {"internal/settings"},
+	"tools/settings-doc":  {"internal/configtree", "internal/settings"},
 	"tools/balancers-doc": {"internal/loadbalancer"},
 	"tools/chart-doc":     {},
 	"tools/messages-doc":  {},
