@@ -22,6 +22,7 @@ NOMAD  := .tools/nomad-1.6.3/pin
 HELM   := .tools/helm-3.22.0/pin
 AXE    := .tools/axe-core-4.14.1/pin
 D2     := .tools/d2-0.7.2/pin
+MACHINE := .tools/debian-12/pin
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
@@ -62,8 +63,16 @@ push: ## Build the image and push it with its SBOMs (IMAGE=REGISTRY/NAME:TAG)
 	$(MAKE) image
 	go -C tools/image run . push -out ../../dist -image '$(IMAGE)'
 
+.PHONY: release
+release: ## Build archives, packages, image, chart, SBOMs and checksums into dist/ (VERSION=v1.2.3; RELEASE_FLAGS="-platforms linux/amd64 -image=false" for less)
+	go -C tools/release run . build -source ../.. -out ../../dist -version '$(VERSION)' $(RELEASE_FLAGS)
+
+.PHONY: changelog
+changelog: ## Fold changes/ into a section of CHANGELOG.md (VERSION=v1.2.3)
+	go -C tools/release run . changelog -source ../.. -version '$(VERSION)'
+
 .PHONY: test
-test: race e2e image-test monitoring-test ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache, Kubernetes and Chromium
+test: race e2e image-test monitoring-test release-test ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache, Kubernetes and Chromium
 
 .PHONY: unit
 unit: ## Run the tests that need neither network nor real parts
@@ -76,6 +85,10 @@ race: debian ## Run the same tests under the race detector
 .PHONY: image-test
 image-test: debian ## Build the image twice and compare it, run it, import it into containerd, and push it
 	go -C tools/image test -count=1 ./...
+
+.PHONY: release-test
+release-test: debian $(HELM) ## Build packages twice and compare them; install, start, upgrade and remove them in a copy of this system
+	go -C tools/release test -count=1 ./...
 
 .PHONY: monitoring-test
 monitoring-test: ## Test the alerts and the dashboard with the libraries of Prometheus and Grafana
@@ -154,6 +167,7 @@ lint: $(LINT) ## Run the linters
 	.tools/golangci-lint/golangci-lint run ./...
 	cd tools/image && ../../.tools/golangci-lint/golangci-lint run ./...
 	cd tools/monitoring && ../../.tools/golangci-lint/golangci-lint run ./...
+	cd tools/release && ../../.tools/golangci-lint/golangci-lint run ./...
 	cd e2e/kubernetes && ../../.tools/golangci-lint/golangci-lint run --build-tags e2e,kubernetes ./...
 
 .PHONY: fmt
@@ -193,11 +207,12 @@ check: build lint race verify vulncheck ## Build, vet, lint, race, verify module
 	go vet -tags e2e ./...
 	go -C tools/image vet ./...
 	go -C tools/monitoring vet ./...
+	go -C tools/release vet ./...
 	cd e2e/kubernetes && go vet -tags e2e,kubernetes ./...
 	tools/clean-after make generate licenses diagrams
 
 .PHONY: tools
-tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) ## Get the real parts into .tools/
+tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) $(MACHINE) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
@@ -210,6 +225,7 @@ debian:
 .tools/nomad-1.6.3/pin: tools/nomad-1.6/go.mod
 .tools/helm-3.22.0/pin: tools/helm/go.mod
 .tools/axe-core-4.14.1/pin: tools/axe-core/package-lock.json
+.tools/debian-12/pin: tools/debian-12/packages.txt
 .tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
 .tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
 .tools/golangci-lint/pin: tools/lint/go.mod
