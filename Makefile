@@ -18,10 +18,12 @@ LICENSES := .tools/licenses/pin
 VULNCHECK := .tools/vulncheck/pin
 # The Go modules of this repository, whose downloads make check compares with their go.sum.
 MODULES := . $(patsubst %/go.mod,%,$(wildcard tools/*/go.mod)) e2e/kubernetes
+NOMAD  := .tools/nomad-1.6.3/pin
 HELM   := .tools/helm-3.22.0/pin
 AXE    := .tools/axe-core-4.14.1/pin
 D2     := .tools/d2-0.7.2/pin
 HUGO   := .tools/hugo-0.165.0/pin .tools/minisearch-7.2.0/pin
+MACHINE := .tools/debian-12/pin
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
@@ -62,8 +64,16 @@ push: ## Build the image and push it with its SBOMs (IMAGE=REGISTRY/NAME:TAG)
 	$(MAKE) image
 	go -C tools/image run . push -out ../../dist -image '$(IMAGE)'
 
+.PHONY: release
+release: ## Build archives, packages, image, chart, SBOMs and checksums into dist/ (VERSION=v1.2.3; RELEASE_FLAGS="-platforms linux/amd64 -image=false" for less)
+	go -C tools/release run . build -source ../.. -out ../../dist -version '$(VERSION)' $(RELEASE_FLAGS)
+
+.PHONY: changelog
+changelog: ## Fold changes/ into a section of CHANGELOG.md (VERSION=v1.2.3)
+	go -C tools/release run . changelog -source ../.. -version '$(VERSION)'
+
 .PHONY: test
-test: race e2e image-test monitoring-test ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache, Kubernetes and Chromium
+test: race e2e image-test monitoring-test release-test ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache, Kubernetes and Chromium
 
 .PHONY: unit
 unit: ## Run the tests that need neither network nor real parts
@@ -76,6 +86,10 @@ race: debian ## Run the same tests under the race detector
 .PHONY: image-test
 image-test: debian ## Build the image twice and compare it, run it, import it into containerd, and push it
 	go -C tools/image test -count=1 ./...
+
+.PHONY: release-test
+release-test: debian $(HELM) ## Build packages twice and compare them; install, start, upgrade and remove them in a copy of this system
+	go -C tools/release test -count=1 ./...
 
 .PHONY: monitoring-test
 monitoring-test: ## Test the alerts and the dashboard with the libraries of Prometheus and Grafana
@@ -94,7 +108,7 @@ conformance-and-chaos: tools build ## Compare with a real Consul, and make the f
 
 .PHONY: real-parts
 real-parts: tools build ## Run the tests of packages that need real parts
-	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts ./tools/site
+	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./internal/testing/pages ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts ./tools/site
 
 .PHONY: chaos
 chaos: debian $(CONSUL) $(ENVOYS) build ## Make random faults under load (CHAOS_TIME=10m CHAOS_SEED=123 CHAOS_ACTIONS=kill-usher,rotate-ca)
@@ -154,6 +168,7 @@ lint: $(LINT) ## Run the linters
 	.tools/golangci-lint/golangci-lint run ./...
 	cd tools/image && ../../.tools/golangci-lint/golangci-lint run ./...
 	cd tools/monitoring && ../../.tools/golangci-lint/golangci-lint run ./...
+	cd tools/release && ../../.tools/golangci-lint/golangci-lint run ./...
 	cd e2e/kubernetes && ../../.tools/golangci-lint/golangci-lint run --build-tags e2e,kubernetes ./...
 
 .PHONY: fmt
@@ -207,11 +222,12 @@ check: build lint race verify vulncheck ## Build, vet, lint, race, verify module
 	go vet -tags e2e ./...
 	go -C tools/image vet ./...
 	go -C tools/monitoring vet ./...
+	go -C tools/release vet ./...
 	cd e2e/kubernetes && go vet -tags e2e,kubernetes ./...
 	tools/clean-after make generate licenses diagrams
 
 .PHONY: tools
-tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(HELM) $(AXE) $(HUGO) ## Get the real parts into .tools/
+tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) $(HUGO) $(MACHINE) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
@@ -221,8 +237,10 @@ debian:
 .tools/consul-1.20.6/pin: tools/consul-1.20/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
 .tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
+.tools/nomad-1.6.3/pin: tools/nomad-1.6/go.mod
 .tools/helm-3.22.0/pin: tools/helm/go.mod
 .tools/axe-core-4.14.1/pin: tools/axe-core/package-lock.json
+.tools/debian-12/pin: tools/debian-12/packages.txt
 .tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
 .tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
 .tools/golangci-lint/pin: tools/lint/go.mod

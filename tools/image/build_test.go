@@ -282,7 +282,7 @@ func TestSourceDateEpochWinsOverTheCommit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := readBinary("amd64", filepath.Join(built(t).out(), "usher-linux-amd64"))
+	b, err := readBinary(filepath.Join(built(t).out(), "usher-linux-amd64"))
 	if err != nil {
 		t.Fatal(err)
 	}
