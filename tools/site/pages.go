@@ -83,11 +83,19 @@ func readPage(root, source string) (page, error) {
 	if !isTitle {
 		return page{}, fmt.Errorf("%s has to begin with its title: # Title", source)
 	}
-	name := strings.ToLower(strings.TrimSuffix(path.Base(source), ".md"))
-	if name == "index" {
-		name = ""
+	return page{source: source, name: pageName(source, title), title: title, body: body}, nil
+}
+
+// pageName is that of the file, or of the title if the file is not in docs/: SECURITY.md is not docs/security.md.
+func pageName(source, title string) string {
+	switch file, isDoc := strings.CutPrefix(source, "docs/"); {
+	case !isDoc:
+		return strings.ReplaceAll(strings.ToLower(title), " ", "-")
+	case file == "index.md":
+		return ""
+	default:
+		return strings.TrimSuffix(file, ".md")
 	}
-	return page{source: source, name: name, title: title, body: body}, nil
 }
 
 // writePages writes the pages with what Hugo wants to know of each, and the data for menu and links.

@@ -21,13 +21,13 @@ func TestPagesAreThoseOfTheNavigation(t *testing.T) {
 		{"missing in docs/", "[index.md, a.md, b.md]", "docs/b.md", nil},
 		{"without a title", "[index.md, a.md]", "docs/a.md has to begin with its title: # Title", map[string]string{"docs/a.md": "text\n"}},
 		{"twice", "[index.md, a.md, a.md]", "docs/a.md and docs/a.md would be the same page", nil},
-		{"of the same name", "[index.md, a.md, security.md, ../SECURITY.md]", "docs/security.md and SECURITY.md would be the same page", map[string]string{"docs/security.md": "# Security\n"}},
+		{"of the same name", "[index.md, a.md, security-policy.md, ../SECURITY.md]", "docs/security-policy.md and SECURITY.md would be the same page", map[string]string{"docs/security-policy.md": "# Security\n"}},
 		{"without a home page", "[a.md]", "docs/index.md is not in docs/navigation.yaml", nil},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			root := t.TempDir()
 			files := map[string]string{
-				"docs/index.md": "# Usher\n", "docs/a.md": "# A\n\ntext\n", "SECURITY.md": "# Security\n",
+				"docs/index.md": "# Usher\n", "docs/a.md": "# A\n\ntext\n", "SECURITY.md": "# Security policy\n",
 				"docs/navigation.yaml": "- group: Start\n  pages: " + c.navigation + "\n",
 			}
 			maps.Copy(files, c.files)
@@ -42,7 +42,7 @@ func TestPagesAreThoseOfTheNavigation(t *testing.T) {
 			}
 			pages, err := readPages(root, groups)
 			switch {
-			case c.want == "" && (err != nil || len(pages) != 3 || pages[1].title != "A" || pages[2].name != "security"):
+			case c.want == "" && (err != nil || len(pages) != 3 || pages[1].title != "A" || pages[2].name != "security-policy"):
 				t.Errorf("got %+v, %v", pages, err)
 			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
 				t.Errorf("got the error %v, want %q", err, c.want)
