@@ -12,14 +12,18 @@ CONSUL := .tools/consul-1.22.7/pin .tools/consul-1.20.6/pin .tools/consul-1.15.1
 ENVOY  := .tools/envoy-1.40.0/pin
 ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
 KUBERNETES := .tools/kubernetes-1.34.0/pin
+KUBECTL := .tools/kubectl-1.34.0/pin
 LINT   := .tools/golangci-lint/pin
 BENCHSTAT := .tools/benchstat/pin
 LICENSES := .tools/licenses/pin
 VULNCHECK := .tools/vulncheck/pin
 # The Go modules of this repository, whose downloads make check compares with their go.sum.
 MODULES := . $(patsubst %/go.mod,%,$(wildcard tools/*/go.mod)) e2e/kubernetes
+NOMAD  := .tools/nomad-1.6.3/pin
 HELM   := .tools/helm-3.22.0/pin
 AXE    := .tools/axe-core-4.14.1/pin
+D2     := .tools/d2-0.7.2/pin
+HUGO   := .tools/hugo-0.165.0/pin .tools/minisearch-7.2.0/pin
 MACHINE := .tools/debian-12/pin
 
 E2E_TIMEOUT ?= 30m
@@ -105,14 +109,14 @@ conformance-and-chaos: tools build ## Compare with a real Consul, and make the f
 
 .PHONY: real-parts
 real-parts: tools build ## Run the tests of packages that need real parts
-	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./internal/testing/pages ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts
+	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./internal/testing/pages ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts ./tools/site
 
 .PHONY: chaos
 chaos: debian $(CONSUL) $(ENVOYS) build ## Make random faults under load (CHAOS_TIME=10m CHAOS_SEED=123 CHAOS_ACTIONS=kill-usher,rotate-ca)
 	go test -tags e2e -count=1 -v -timeout 0 -run '^TestChaos$$' ./e2e/chaos
 
 .PHONY: kubernetes
-kubernetes: tools build $(HELM) ## Run the stories on the real Consul chart (CONSUL_K8S=DIR, E2E_FLAGS="-v -run NAME")
+kubernetes: tools build $(HELM) $(KUBECTL) ## Run the stories on the real Consul chart (CONSUL_K8S=DIR, E2E_FLAGS="-v -run NAME")
 	@[[ -d "$(CONSUL_K8S)" ]] || { echo "CONSUL_K8S=DIR is missing: DIR has charts, control-plane, consul-dataplane and version of consul-k8s" >&2; exit 1; }
 	tools/consul-k8s "$(CONSUL_K8S)"
 	cd e2e/kubernetes && USHER_TOOLS="$(CURDIR)/.tools" USHER_BIN="$(CURDIR)/bin/usher" CONSUL_K8S="$(abspath $(CONSUL_K8S))" \
@@ -180,6 +184,26 @@ generate: ## Rewrite generated files
 licenses: $(LICENSES) ## Check the licenses of what is in bin/usher, and list them in docs/licenses.md
 	tools/licenses/list .tools/licenses/go-licenses
 
+.PHONY: site
+site: $(HUGO) ## Build the site of docs/ into dist/site
+	go run ./tools/site -out dist/site
+
+.PHONY: site-test
+site-test: debian $(HUGO) $(AXE) ## Build the site twice, check every link, and look at it in a browser
+	go test -tags e2e -count=1 ./tools/site
+
+.PHONY: diagrams
+diagrams: $(D2) ## Draw docs/diagrams/*.d2 as SVG
+	@for diagram in $(filter-out %/style.d2,$(wildcard docs/diagrams/*.d2)); do \
+		.tools/d2-0.7.2/d2 --omit-version "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
+	done
+
+.PHONY: pictures
+pictures: debian $(AXE) ## Make the pictures of the demo and of the status page, docs/images
+	go test -tags e2e -count=1 -run '^TestPictureOfTheDemo$$' ./e2e -update-picture
+	dir=$$(mktemp -d) && USHER_SCREENSHOTS=$$dir go test -tags e2e -count=1 -run '^TestPageInABrowser$$/^accessible$$' ./internal/statuspage && \
+		mv $$dir/light.png docs/images/status-page.png && rm -r $$dir
+
 .PHONY: sbom
 sbom: build ## Write the SBOM of bin/usher to dist/usher.cdx.json
 	@mkdir -p dist
@@ -201,10 +225,10 @@ check: build lint race verify vulncheck ## Build, vet, lint, race, verify module
 	go -C tools/monitoring vet ./...
 	go -C tools/release vet ./...
 	cd e2e/kubernetes && go vet -tags e2e,kubernetes ./...
-	tools/clean-after make generate licenses
+	tools/clean-after make generate licenses diagrams
 
 .PHONY: tools
-tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(HELM) $(AXE) $(MACHINE) ## Get the real parts into .tools/
+tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) $(HUGO) $(MACHINE) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
@@ -214,6 +238,8 @@ debian:
 .tools/consul-1.20.6/pin: tools/consul-1.20/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
 .tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
+.tools/kubectl-1.34.0/pin: tools/kubectl-1.34/go.mod
+.tools/nomad-1.6.3/pin: tools/nomad-1.6/go.mod
 .tools/helm-3.22.0/pin: tools/helm/go.mod
 .tools/axe-core-4.14.1/pin: tools/axe-core/package-lock.json
 .tools/debian-12/pin: tools/debian-12/packages.txt
@@ -223,6 +249,9 @@ debian:
 .tools/benchstat/pin: tools/benchstat/go.mod
 .tools/licenses/pin: tools/licenses/go.mod
 .tools/vulncheck/pin: tools/vulncheck/go.mod
+.tools/d2-0.7.2/pin: tools/d2/go.mod
+.tools/hugo-0.165.0/pin: tools/hugo/go.mod
+.tools/minisearch-7.2.0/pin: tools/minisearch/package-lock.json
 
 .tools/%/pin:
 	@tools/install $* $<

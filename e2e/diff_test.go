@@ -14,7 +14,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// permissiveGateway is the config file of the README's way to move a gateway.
+// permissiveGateway is the config file of docs/cutover.md's way to move a gateway.
 const permissiveGateway = `gateway "ingress-gateway" {
   usher {
     proxy_protocol { mode = "permissive" }

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
@@ -201,13 +202,16 @@ func (s *shell) output(t *testing.T) (text string, code int, ended bool) {
 	return text[:found[0]], code, true
 }
 
+// commandDeadline is the longest that a command may take: helm waits for the hooks of a chart.
+const commandDeadline = 4 * time.Minute
+
 // run runs a command to its end.
 func (s *shell) run(t *testing.T, c step, want int) string {
 	t.Helper()
 	s.start(t, c.command)
 	var text string
 	var code int
-	testprocess.Eventually(t, c.command, testprocess.StartDeadline, func() error {
+	testprocess.Eventually(t, c.command, commandDeadline, func() error {
 		var ended bool
 		if text, code, ended = s.output(t); !ended {
 			return errors.Join(fmt.Errorf("it has not ended, and has printed:\n%s", text), s.process.Alive())
