@@ -33,6 +33,9 @@ func (p product) writePackages() ([]string, error) {
 // writePackage writes a deb or an rpm, and returns its name.
 func (p product) writePackage(kind string, contents files.Contents) (string, error) {
 	info := p.info(contents)
+	if kind == "rpm" { // of which distributions have packages with several names
+		info.Depends = []string{"/usr/sbin/useradd"}
+	}
 	if err := nfpm.PrepareForPackager(info, kind); err != nil {
 		return "", err
 	}
