@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# copy-of-system.sh SCRIPT RUNNER DIR [CONSUL] runs a script in a copy of this system, whose writes end with it.
-# DIR is /packages there. RUNNER is "systemd", which boots a systemd for it, or "chroot", which has none.
-# It has to run in a mount namespace of its own: unshare --mount --propagation private.
+# copy-of-system.sh SCRIPT RUNNER DIR CONSUL runs a script in a copy of this system, whose writes end with it.
+# DIR is /packages there. RUNNER is "systemd", which boots a systemd with a Consul for it, or "chroot", which has none.
+# It has to run in a new mount namespace: unshare --mount --propagation private.
 set -euo pipefail
-script=$1 runner=$2 packages=$3 consul=${4:-}
+script=$1 runner=$2 packages=$3 consul=$4
 
 mount -t tmpfs usher-test /mnt
 mkdir /mnt/{upper,work,root}
@@ -26,9 +26,8 @@ systemd)
 		StandardError=inherit
 		ExecStopPost=/bin/systemctl --no-block --force poweroff
 	UNIT
-	[[ ! $consul ]] || consul="--bind-ro=$consul:/usr/bin/consul"
 	systemd-nspawn --quiet --directory=$root --register=no --keep-unit --private-network --link-journal=no --settings=no \
-		--console=pipe $consul --boot systemd.unit=packages.service systemd.log_target=journal >&2 </dev/null
+		--console=pipe --bind-ro="$consul:/usr/bin/consul" --boot systemd.unit=packages.service systemd.log_target=journal >&2 </dev/null
 	cat $root/packages/output
 	;;
 chroot)
