@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -30,19 +32,21 @@ func TestMain(m *testing.M) {
 // sourceDate is the time of the commit in the copies, for those without git.
 const sourceDate = "1770091506"
 
-// made is a directory with a release, and the copy of the source that it is built from.
-type made struct{ source, dist string }
+// made is a directory with a release, the copy of the source that it is built from, and its commit; "" without git.
+type made struct{ source, dist, commit string }
 
 // newCopy copies the source, with a git repository or without.
 func newCopy(name string, withGit bool) (made, error) {
 	m := made{source: filepath.Join(workDir, name)}
 	m.dist = filepath.Join(m.source, "dist")
 	root := filepath.Join("..", "..")
+	var err error
 	if withGit {
-		_, err := checkout.Copy(root, m.source)
-		return m, err
+		m.commit, err = checkout.Copy(root, m.source)
+	} else {
+		err = checkout.CopyWithoutGit(root, m.source)
 	}
-	return m, checkout.CopyWithoutGit(root, m.source)
+	return m, err
 }
 
 // build builds a version for a platform. The image has a test of this kind in tools/image.
@@ -137,6 +141,51 @@ func compare(t *testing.T, first, second string, names ...string) {
 		}
 		if b, err := sumOf(filepath.Join(second, name)); err != nil || string(a) != string(b) {
 			t.Errorf("%s: %x and %x (%v)", name, a, b, err)
+		}
+	}
+}
+
+func TestArchiveHasTheBinaryAndWhatBelongsToIt(t *testing.T) {
+	l, dir := builtForLinux(t), t.TempDir()
+	extract(t, filepath.Join(l.first.dist, "usher_0.1.0_linux_amd64.tar.gz"), dir)
+	root := filepath.Join(dir, "usher_0.1.0_linux_amd64")
+	for _, name := range []string{
+		"LICENSE", "README.md", "CHANGELOG.md", "usher-policy.hcl", "man/man1/usher.1", "man/man1/usher-serve.1",
+		"completions/usher.bash", "completions/_usher", "completions/usher.fish",
+		"systemd/usher.service", "systemd/usher.default", "systemd/usher.hcl",
+	} {
+		if info, err := os.Stat(filepath.Join(root, name)); err != nil || info.Size() == 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	licenses, err := os.ReadFile(filepath.Join(root, "THIRD-PARTY-LICENSES"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"==== google.golang.org/grpc v", "==== github.com/hashicorp/consul/api v", "Mozilla Public License"} {
+		if !strings.Contains(string(licenses), text) {
+			t.Errorf("the licenses have no %q", text)
+		}
+	}
+	version, err := exec.CommandContext(t.Context(), filepath.Join(root, "usher"), "version").CombinedOutput()
+	if want := "usher v0.1.0 (" + l.first.commit + ", " + runtime.Version() + ", linux/amd64)\n"; string(version) != want {
+		t.Errorf("usher version: got %q (%v), want %q", version, err, want)
+	}
+}
+
+func extract(t *testing.T, archive, dir string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), "tar", "-xzf", archive, "-C", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+func TestChartHasTheVersionOfTheRelease(t *testing.T) {
+	chart := filepath.Join(builtForLinux(t).next.dist, "usher-0.2.0.tgz")
+	for _, args := range []string{"show chart", "template usher"} {
+		out, err := exec.CommandContext(t.Context(), "../../.tools/helm-3.22.0/helm", append(strings.Fields(args), chart)...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "0.2.0") || strings.Contains(string(out), "0.1.0") {
+			t.Errorf("helm %s: %v, want version 0.2.0:\n%s", args, err, out)
 		}
 	}
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# After an installation or upgrade, deb and rpm. Usher is not started: that is for who has set it up.
+# After an installation or upgrade, deb and rpm. It does not start Usher: the administrator does, when it is set up.
 set -e
 for key in /etc/usher/report-key /etc/usher/state-key; do
 	if [ ! -e "$key" ]; then
