@@ -23,6 +23,7 @@ NOMAD  := .tools/nomad-1.6.3/pin
 HELM   := .tools/helm-3.22.0/pin
 AXE    := .tools/axe-core-4.14.1/pin
 D2     := .tools/d2-0.7.2/pin
+HUGO   := .tools/hugo-0.165.0/pin .tools/minisearch-7.2.0/pin
 MACHINE := .tools/debian-12/pin
 
 E2E_TIMEOUT ?= 30m
@@ -108,7 +109,7 @@ conformance-and-chaos: tools build ## Compare with a real Consul, and make the f
 
 .PHONY: real-parts
 real-parts: tools build ## Run the tests of packages that need real parts
-	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./internal/testing/pages ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts
+	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./internal/testing/pages ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts ./tools/site
 
 .PHONY: chaos
 chaos: debian $(CONSUL) $(ENVOYS) build ## Make random faults under load (CHAOS_TIME=10m CHAOS_SEED=123 CHAOS_ACTIONS=kill-usher,rotate-ca)
@@ -183,11 +184,25 @@ generate: ## Rewrite generated files
 licenses: $(LICENSES) ## Check the licenses of what is in bin/usher, and list them in docs/licenses.md
 	tools/licenses/list .tools/licenses/go-licenses
 
+.PHONY: site
+site: $(HUGO) ## Build the site of docs/ into dist/site
+	go run ./tools/site -out dist/site
+
+.PHONY: site-test
+site-test: debian $(HUGO) $(AXE) ## Build the site twice, check every link, and look at it in a browser
+	go test -tags e2e -count=1 ./tools/site
+
 .PHONY: diagrams
 diagrams: $(D2) ## Draw docs/diagrams/*.d2 as SVG
 	@for diagram in $(filter-out %/style.d2,$(wildcard docs/diagrams/*.d2)); do \
 		.tools/d2-0.7.2/d2 --omit-version "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
 	done
+
+.PHONY: pictures
+pictures: debian $(AXE) ## Make the pictures of the demo and of the status page, docs/images
+	go test -tags e2e -count=1 -run '^TestPictureOfTheDemo$$' ./e2e -update-picture
+	dir=$$(mktemp -d) && USHER_SCREENSHOTS=$$dir go test -tags e2e -count=1 -run '^TestPageInABrowser$$/^accessible$$' ./internal/statuspage && \
+		mv $$dir/light.png docs/images/status-page.png && rm -r $$dir
 
 .PHONY: sbom
 sbom: build ## Write the SBOM of bin/usher to dist/usher.cdx.json
@@ -213,7 +228,7 @@ check: build lint race verify vulncheck ## Build, vet, lint, race, verify module
 	tools/clean-after make generate licenses diagrams
 
 .PHONY: tools
-tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) $(MACHINE) ## Get the real parts into .tools/
+tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) $(HUGO) $(MACHINE) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
@@ -235,6 +250,8 @@ debian:
 .tools/licenses/pin: tools/licenses/go.mod
 .tools/vulncheck/pin: tools/vulncheck/go.mod
 .tools/d2-0.7.2/pin: tools/d2/go.mod
+.tools/hugo-0.165.0/pin: tools/hugo/go.mod
+.tools/minisearch-7.2.0/pin: tools/minisearch/package-lock.json
 
 .tools/%/pin:
 	@tools/install $* $<

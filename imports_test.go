@@ -82,6 +82,7 @@ var allowed = map[string][]string{
 	"tools/chart-doc":     {},
 	"tools/messages-doc":  {},
 	"tools/measure":       {},
+	"tools/site":          {},
 	"e2e":                 {"e2e/lab", "internal/memory", "internal/testing/apiserver", "internal/testing/browser", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/lab":             {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/conformance":     {"e2e/lab", "internal/resourcediff", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
