@@ -100,7 +100,7 @@ func TestCompatibilityPageHasWhatTheTestsRun(t *testing.T) {
 		for _, name := range tests {
 			wantTest(t, name[1], name[2], "")
 		}
-		if version, _, _ := strings.Cut(row[1], ":"); row[0] == "Nomad" {
+		if version, _, _ := strings.Cut(row[1], ","); row[0] == "Nomad" {
 			wantVersions(t, "Nomad", []string{version}, pins["nomad"])
 		}
 	}
