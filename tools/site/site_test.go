@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"maps"
 	"net/http"
@@ -36,7 +37,7 @@ func TestSite(t *testing.T) {
 func buildSite(t *testing.T) fs.FS {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "site")
-	tools := filepath.Dir(filepath.Dir(testprocess.Tool(t, "hugo-0.165.0", "hugo")))
+	tools := filepath.Dir(filepath.Dir(testprocess.Tool(t, hugoPart, "hugo")))
 	if err := build(t.Context(), options{root: "../..", out: out, tools: tools}); err != nil {
 		t.Fatal(err)
 	}
@@ -223,14 +224,35 @@ func inABrowser(t *testing.T, site fs.FS) {
 		tab.Look(t, wide)
 	}
 	searches(t, tab)
+	tab.Look(t, phone)
+	tab.Go(t, server.URL)
+	unfoldsTheMenu(t, tab)
 }
 
-// The search finds a setting by the beginning of its name, and goes to its heading.
+// The search finds a setting by the beginning of its name, and leads to its heading.
 func searches(t *testing.T, tab *browser.Tab) {
 	tab.Eval(t, `document.querySelector(".search input").focus(), 0`, nil)
 	tab.Press(t, "trusted_cid")
 	tab.WaitFor(t, `document.querySelector("#search-results a")?.textContent.includes("trusted_cidrs")`)
 	tab.Screenshot(t, "search")
-	tab.Eval(t, `document.querySelector("#search-results a").click(), 0`, nil)
+	follow(t, tab, "#search-results a")
 	tab.WaitFor(t, `location.hash && document.querySelector(decodeURIComponent(location.hash))`)
+}
+
+// A phone has the menu folded up. It leads to another page.
+func unfoldsTheMenu(t *testing.T, tab *browser.Tab) {
+	const shown = `document.querySelector(".menu a[href$='glossary/']").checkVisibility({ contentVisibilityAuto: true })`
+	tab.WaitFor(t, "!"+shown)
+	tab.Eval(t, `document.querySelector(".menu summary").click(), 0`, nil)
+	tab.WaitFor(t, shown)
+	tab.Screenshot(t, "menu")
+	follow(t, tab, ".menu a[href$='glossary/']")
+	tab.WaitFor(t, `document.querySelector("h1").textContent === "Glossary" && !`+shown)
+}
+
+// follow goes where a link leads.
+func follow(t *testing.T, tab *browser.Tab, link string) {
+	var to string
+	tab.Eval(t, fmt.Sprintf("document.querySelector(%q).href", link), &to)
+	tab.Go(t, to)
 }

@@ -1,6 +1,7 @@
-// On a narrow window, the menu is folded up until it is asked for.
-if (matchMedia("(max-width: 860px)").matches) document.querySelector(".menu").open = false;
-document.querySelector(".menu [aria-current]")?.scrollIntoView({ block: "nearest" });
+// The menu is open on a wide window, and folded up on a narrow one.
+const menu = document.querySelector(".menu");
+menu.open = !matchMedia("(max-width: 860px)").matches;
+menu.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
 
 // A button copies a block of code: of one with prompts, the commands.
 for (const pre of document.querySelectorAll("article pre")) {
