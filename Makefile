@@ -12,6 +12,7 @@ CONSUL := .tools/consul-1.22.7/pin .tools/consul-1.20.6/pin .tools/consul-1.15.1
 ENVOY  := .tools/envoy-1.40.0/pin
 ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
 KUBERNETES := .tools/kubernetes-1.34.0/pin
+KUBECTL := .tools/kubectl-1.34.0/pin
 LINT   := .tools/golangci-lint/pin
 BENCHSTAT := .tools/benchstat/pin
 LICENSES := .tools/licenses/pin
@@ -115,7 +116,7 @@ chaos: debian $(CONSUL) $(ENVOYS) build ## Make random faults under load (CHAOS_
 	go test -tags e2e -count=1 -v -timeout 0 -run '^TestChaos$$' ./e2e/chaos
 
 .PHONY: kubernetes
-kubernetes: tools build $(HELM) ## Run the stories on the real Consul chart (CONSUL_K8S=DIR, E2E_FLAGS="-v -run NAME")
+kubernetes: tools build $(HELM) $(KUBECTL) ## Run the stories on the real Consul chart (CONSUL_K8S=DIR, E2E_FLAGS="-v -run NAME")
 	@[[ -d "$(CONSUL_K8S)" ]] || { echo "CONSUL_K8S=DIR is missing: DIR has charts, control-plane, consul-dataplane and version of consul-k8s" >&2; exit 1; }
 	tools/consul-k8s "$(CONSUL_K8S)"
 	cd e2e/kubernetes && USHER_TOOLS="$(CURDIR)/.tools" USHER_BIN="$(CURDIR)/bin/usher" CONSUL_K8S="$(abspath $(CONSUL_K8S))" \
@@ -237,6 +238,7 @@ debian:
 .tools/consul-1.20.6/pin: tools/consul-1.20/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
 .tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
+.tools/kubectl-1.34.0/pin: tools/kubectl-1.34/go.mod
 .tools/nomad-1.6.3/pin: tools/nomad-1.6/go.mod
 .tools/helm-3.22.0/pin: tools/helm/go.mod
 .tools/axe-core-4.14.1/pin: tools/axe-core/package-lock.json

@@ -30,9 +30,7 @@ func TestQuickstartForNomad(t *testing.T) {
 	agent := lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: s.Gateway, ACLs: true, Join: server})
 	nomad := lab.StartNomad(t, agent, lab.EnvoyNew)
 	s.reader = pages.NewReader(t, pages.Options{
-		Shell: testprocess.Command{
-			Path: testprocess.Debian(t, "bash", "bash"), Host: s.Gateway, Env: nomad.Env,
-		},
+		Shell:   testprocess.Command{Host: s.Gateway, Env: nomad.Env},
 		Replace: []string{"<the load balancer>", lab.BalancerIP},
 	})
 

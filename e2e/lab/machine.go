@@ -3,12 +3,15 @@
 package lab
 
 import (
+	"context"
 	_ "embed"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -48,6 +51,13 @@ func StartMachine(t *testing.T, h *Host, programs, files map[string]string) *Mac
 	})}
 	testprocess.Eventually(t, m.process.Name+" has booted", testprocess.StartDeadline, func() error {
 		return errors.Join(m.booted(t), m.process.Alive())
+	})
+	t.Cleanup(func() {
+		if t.Failed() {
+			c := m.command("journalctl", "--lines", "60")
+			output, err := exec.CommandContext(context.Background(), c.Path, c.Args...).CombinedOutput() // the test's context is over
+			t.Logf("end of the journal: %v\n%s", err, output)
+		}
 	})
 	return m
 }
@@ -112,4 +122,23 @@ func removeGroup(group string) error {
 		err = errors.Join(err, os.Remove(path))
 	}
 	return err
+}
+
+// Package is the path of the Debian package that make release builds, or that USHER_DEB names.
+func Package(t *testing.T) string {
+	t.Helper()
+	if path := os.Getenv("USHER_DEB"); path != "" {
+		return testprocess.Binary(t, path, "make release")
+	}
+	out := testprocess.NewDir(t)
+	build := exec.CommandContext(t.Context(), "go", "-C", "../tools/release", "run", ".", "build",
+		"-source", "../..", "-out", out, "-platforms", "linux/"+runtime.GOARCH, "-image=false", "-version", "v0.1.0")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the package: %v: %s", err, output)
+	}
+	found, err := filepath.Glob(filepath.Join(out, "usher_*.deb"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("make release has built the packages %v (%v)", found, err)
+	}
+	return found[0]
 }

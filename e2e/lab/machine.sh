@@ -12,6 +12,8 @@ mount -t tmpfs -o mode=755 tmpfs "$dir"
 mkdir "$dir/upper" "$dir/work" "$root"
 mount -t overlay -o "lowerdir=$lower,upperdir=$dir/upper,workdir=$dir/work" overlay "$root"
 echo "$name" >"$root/etc/hostname"
+echo "127.0.0.1 localhost $name" >"$root/etc/hosts"
+: >"$root/etc/resolv.conf"
 while [ $# -gt 0 ]; do
 	mkdir -p "$(dirname "$root$2")"
 	touch "$root$2"
@@ -33,6 +35,8 @@ for device in null zero full random urandom tty; do
 	mount --bind "/dev/$device" "$root/dev/$device"
 done
 mkdir "$root/dev/pts" "$root/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts "$root/dev/pts"
+ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
 
 cd "$root"
@@ -41,4 +45,4 @@ pivot_root . old
 umount -l /old
 rmdir /old
 exec env -i container=usher-e2e PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-	/lib/systemd/systemd --log-target=console --show-status=no
+	/lib/systemd/systemd --log-target=journal --show-status=no

@@ -32,7 +32,7 @@ var (
 	fence     = regexp.MustCompile("^( *)```(.*)$")
 	heading   = regexp.MustCompile(`^#+ (.*)$`)
 	writeFile = regexp.MustCompile("\\b[Ww]rite\\b[^`]*`([^`\\s]+)`")
-	terminal  = regexp.MustCompile(`\b[Ii]n (?:a|the) (\w+) terminal\b`)
+	terminal  = regexp.MustCompile(`\b[Ii]n (?:a|the) (\w+ terminal)\b`)
 )
 
 // file is the file whose content the block is, and "" if it is none.
@@ -46,12 +46,12 @@ func (b Block) file() string {
 	return ""
 }
 
-// terminal is the terminal that the block is for, and "first" if the page names none.
+// terminal is the terminal that the page names for the block, and "" for the one in which the reader is.
 func (b Block) terminal() string {
 	if found := terminal.FindStringSubmatch(b.Lead); found != nil {
 		return found[1]
 	}
-	return "first"
+	return ""
 }
 
 // Parse returns the code blocks of a page.

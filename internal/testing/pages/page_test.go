@@ -52,7 +52,7 @@ func TestParse(t *testing.T) {
 	if file := got[0].file(); file != "/etc/usher/usher.hcl" {
 		t.Errorf("the first block is the file %q", file)
 	}
-	if got[1].terminal() != "first" || got[2].terminal() != "second" {
+	if got[1].terminal() != "" || got[2].terminal() != "second terminal" {
 		t.Errorf("the commands are for the terminals %q and %q", got[1].terminal(), got[2].terminal())
 	}
 }

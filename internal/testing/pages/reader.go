@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
@@ -20,6 +21,8 @@ type Options struct {
 	// Shell is the machine of the reader: its Host and Env, and the command that runs a shell there, which reads commands
 	// from its input. Without a Path, it is bash where the test runs, in a directory that ends with the test.
 	Shell testprocess.Command
+	// Elsewhere has the shells on other machines, by what the line before a block says of them, such as "On a client".
+	Elsewhere map[string]testprocess.Command
 	// Replace has pairs: what a page says, and what the reader types and sees instead.
 	Replace []string
 	// Fails has the exit status of each command that should fail, by the command as the page has it.
@@ -37,15 +40,24 @@ type Reader struct {
 // NewReader returns a reader who has no terminal open yet. Its terminals end with the test.
 func NewReader(t *testing.T, o Options) *Reader {
 	t.Helper()
-	if o.Shell.Path == "" {
-		o.Shell.Path = testprocess.Debian(t, "bash", "bash")
-		o.Shell.Args = []string{"-c", `export HOME=$0 && cd && exec bash`, testprocess.NewDir(t)}
+	o.Shell = withShell(t, o.Shell)
+	for on, c := range o.Elsewhere {
+		o.Elsewhere[on] = withShell(t, c)
 	}
 	return &Reader{options: o, replacer: strings.NewReplacer(o.Replace...), terminals: map[string]*shell{}}
 }
 
-// Follow does what the blocks say, one after the other, and fails the test at the first command that fails or prints
-// something else.
+// withShell is a command that runs a shell.
+func withShell(t *testing.T, c testprocess.Command) testprocess.Command {
+	t.Helper()
+	if c.Path == "" {
+		c.Path = testprocess.Debian(t, "bash", "bash")
+		c.Args = []string{"-c", `export HOME=$0 && cd && exec bash`, testprocess.NewDir(t)}
+	}
+	return c
+}
+
+// Follow does what the blocks say, one after the other. It ends at the first command that fails.
 func (r *Reader) Follow(t *testing.T, blocks []Block) {
 	t.Helper()
 	for _, b := range blocks {
@@ -58,7 +70,7 @@ func (r *Reader) Follow(t *testing.T, blocks []Block) {
 			r.write(t, b)
 		case b.Lang == "text" && r.last != "":
 			if !matches(b.Text, r.last) {
-				t.Fatalf("%s: the command printed\n%s\nwant\n%s", b, r.last, b.Text)
+				t.Errorf("%s: the command printed\n%s\nwant\n%s", b, r.last, b.Text)
 			}
 		default:
 			t.Fatalf("%s: there is nothing to do with a block of %q here: see the comment of package pages", b, b.Lang)
@@ -69,7 +81,7 @@ func (r *Reader) Follow(t *testing.T, blocks []Block) {
 // Type types a command of the test's own into the first terminal, and returns what it prints.
 func (r *Reader) Type(t *testing.T, command string) string {
 	t.Helper()
-	return r.shell(t, "first").run(t, step{command: command}, 0)
+	return r.shell(t, firstTerminal).run(t, step{command: command}, 0)
 }
 
 func (r *Reader) run(t *testing.T, b Block) {
@@ -78,9 +90,10 @@ func (r *Reader) run(t *testing.T, b Block) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := r.shell(t, b.terminal())
+	name, mayGoOn := r.terminal(b)
+	sh := r.shell(t, name)
 	for i, s := range steps {
-		if b.terminal() != "first" && i == len(steps)-1 {
+		if mayGoOn && i == len(steps)-1 {
 			sh.begin(t, s)
 			continue
 		}
@@ -104,11 +117,30 @@ func (r *Reader) write(t *testing.T, b Block) {
 	r.Type(t, fmt.Sprintf("mkdir -p \"$(dirname %[1]s)\" && printf %%s %[2]s >%[1]s", quote(path), quote(b.Text)))
 }
 
+const firstTerminal = "first terminal"
+
+// terminal names the terminal that a block is for, and says whether its last command may go on.
+func (r *Reader) terminal(b Block) (name string, mayGoOn bool) {
+	for on := range r.options.Elsewhere {
+		if strings.Contains(b.Lead, on) {
+			return on, false
+		}
+	}
+	if name := b.terminal(); name != "" {
+		return name, true
+	}
+	return firstTerminal, false
+}
+
 // shell returns a terminal of the reader.
 func (r *Reader) shell(t *testing.T, name string) *shell {
 	t.Helper()
 	if r.terminals[name] == nil {
-		r.terminals[name] = startShell(t, r.options.Shell, name)
+		command := r.options.Shell
+		if elsewhere, ok := r.options.Elsewhere[name]; ok {
+			command = elsewhere
+		}
+		r.terminals[name] = startShell(t, command, name)
 	}
 	return r.terminals[name]
 }
@@ -129,7 +161,7 @@ func startShell(t *testing.T, c testprocess.Command, name string) *shell {
 	}
 	t.Cleanup(func() { write.Close() })
 	defer read.Close()
-	c.Name, c.Stdin = cmp.Or(c.Name, "shell")+", "+name+" terminal", read
+	c.Name, c.Stdin = cmp.Or(c.Name, "shell")+", "+name, read
 	sh := &shell{process: testprocess.Start(t, c), input: write}
 	sh.send(t, "exec 2>&1")
 	return sh
@@ -170,13 +202,16 @@ func (s *shell) output(t *testing.T) (text string, code int, ended bool) {
 	return text[:found[0]], code, true
 }
 
+// commandDeadline is the longest that a command may take: helm waits for the hooks of a chart.
+const commandDeadline = 4 * time.Minute
+
 // run runs a command to its end.
 func (s *shell) run(t *testing.T, c step, want int) string {
 	t.Helper()
 	s.start(t, c.command)
 	var text string
 	var code int
-	testprocess.Eventually(t, c.command, testprocess.StartDeadline, func() error {
+	testprocess.Eventually(t, c.command, commandDeadline, func() error {
 		var ended bool
 		if text, code, ended = s.output(t); !ended {
 			return errors.Join(fmt.Errorf("it has not ended, and has printed:\n%s", text), s.process.Alive())
@@ -188,7 +223,7 @@ func (s *shell) run(t *testing.T, c step, want int) string {
 		t.Fatalf("%s\nexit status %d, want %d:\n%s", c.command, code, want, text)
 	}
 	if c.shown && !matches(c.output, text) {
-		t.Fatalf("%s\nprinted\n%s\nwant\n%s", c.command, text, c.output)
+		t.Errorf("%s\nprinted\n%s\nwant\n%s", c.command, text, c.output)
 	}
 	return text
 }
