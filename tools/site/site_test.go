@@ -201,17 +201,16 @@ func inABrowser(t *testing.T, site fs.FS) {
 	dark := browser.View{Width: 1440, Height: 900, Dark: true}
 	phone := browser.View{Width: 360, Height: 780}
 	b := browser.Start(t)
-	tab := b.Open(t, server.URL, wide)
+	tab := b.Open(t, server.URL, phone)
 	for _, page := range slices.Sorted(maps.Keys(documents(t, site))) {
 		tab.Go(t, server.URL+page)
-		tab.Look(t, phone)
 		var overflows bool
 		if tab.Eval(t, "document.documentElement.scrollWidth > innerWidth", &overflows); overflows {
 			t.Errorf("%s is wider than a phone", page)
 		}
 		tab.Screenshot(t, "phone"+strings.ReplaceAll(page, "/", "-"))
-		tab.Look(t, wide)
 	}
+	tab.Look(t, wide)
 	for _, page := range []string{"/", "/settings/", "/cutover/"} {
 		tab.Go(t, server.URL+page)
 		for name, view := range map[string]browser.View{"wide": wide, "dark": dark, "phone": phone} {
@@ -224,6 +223,8 @@ func inABrowser(t *testing.T, site fs.FS) {
 		tab.Look(t, wide)
 	}
 	searches(t, tab)
+	tab.Go(t, server.URL+"/quickstart-vm/")
+	copiesCommands(t, tab)
 	tab.Look(t, phone)
 	tab.Go(t, server.URL)
 	unfoldsTheMenu(t, tab)
@@ -237,6 +238,27 @@ func searches(t *testing.T, tab *browser.Tab) {
 	tab.Screenshot(t, "search")
 	follow(t, tab, "#search-results a")
 	tab.WaitFor(t, `location.hash && document.querySelector(decodeURIComponent(location.hash))`)
+}
+
+// The button of a console block copies its commands, without prompts and output.
+func copiesCommands(t *testing.T, tab *browser.Tab) {
+	var copied []string
+	tab.Eval(t, `(async () => {
+		const copied = [];
+		Object.defineProperty(navigator, "clipboard", { value: { writeText: async (text) => copied.push(text) } });
+		for (const code of document.querySelectorAll(".code:has([data-lang=console])")) code.querySelector("button").click();
+		return copied;
+	})()`, &copied)
+	if len(copied) == 0 || !strings.HasPrefix(copied[0], "systemctl is-active gateway\ngrep ExecStart= ") {
+		t.Errorf("the buttons copy %q, want the commands of the quickstart", copied)
+	}
+	for _, text := range copied {
+		for line := range strings.Lines(text) {
+			if strings.HasPrefix(line, "$ ") || strings.HasPrefix(line, "...") || line == "active\n" {
+				t.Errorf("a button copies the line %q, which is no command", line)
+			}
+		}
+	}
 }
 
 // A phone has the menu folded up. It leads to another page.
