@@ -25,7 +25,7 @@ func TestSymptomsAreConfirmedAsThePageSays(t *testing.T) {
 
 	s.HAProxy.SetHeader(t, lab.SendV2)
 	lab.WaitStatus(t, s.Request("/"), http.StatusBadRequest)
-	s.want(t, pages.Section(t, "docs/troubleshooting.md", "Every request gets 400"), `does not look for PROXY headers: its mode is off`)
+	s.want(t, pages.Section(t, "docs/troubleshooting.md", "Every request gets 400"), `does not look for PROXY headers: its\s+mode\s+is off`)
 
 	s.HAProxy.SetHeader(t, lab.SendNone)
 	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
@@ -40,7 +40,7 @@ func TestSymptomsAreConfirmedAsThePageSays(t *testing.T) {
 	s.Request("/").MustDo(t).WantHello(t)
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "The log shows the balancer's address"), `not_found_allowed: [1-9]`, `v2.found: [1-9]`)
 
-	s.want(t, pages.Find(t, "docs/migration.md", "usher probe --expect permissive"), `its mode is permissive`)
+	s.want(t, pages.Find(t, "docs/migration.md", "usher probe --expect permissive"), `its\s+mode is permissive`)
 	s.want(t, pages.Section(t, "docs/migration.md", "Before the first step"), `8080 +permissive +permissive`)
 	s.want(t, pages.Section(t, "docs/problems.md", "Find them before Usher does"))
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "A tcp connection hangs"), `8080 +permissive +permissive`)
