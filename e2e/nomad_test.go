@@ -24,16 +24,7 @@ type nomadStory struct {
 // answers 400 to headers.
 func TestQuickstartForNomad(t *testing.T) {
 	t.Parallel()
-	network := lab.NewNetwork(t)
-	server := lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: network.Control, ACLs: true})
-	s := &nomadStory{Lab: network.StartLabOf(t, server, lab.EnvoyNew)}
-	agent := lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: s.Gateway, ACLs: true, Join: server})
-	nomad := lab.StartNomad(t, agent, lab.EnvoyNew)
-	s.reader = pages.NewReader(t, pages.Options{
-		Shell:   testprocess.Command{Host: s.Gateway, Env: nomad.Env},
-		Replace: []string{"<the load balancer>", lab.BalancerIP},
-	})
-
+	s := startNomadStory(t, lab.ConsulOptions{ACLs: true})
 	s.reader.Follow(t, pages.Section(t, "docs/quickstart-nomad.md", "Before you begin"))
 	s.reader.Type(t, "sed '/CONSUL_GRPC_ADDR/d' gateway.nomad.hcl >before.nomad.hcl; nomad job run before.nomad.hcl")
 	s.WaitMode(t, s.Gateway, "off")
@@ -56,6 +47,47 @@ func TestQuickstartForNomad(t *testing.T) {
 	s.WaitMode(t, s.Gateway, "off")
 	s.reader.Follow(t, pages.Section(t, "docs/quickstart-nomad.md", "Uninstall"))
 	s.wantNothingLeft(t)
+}
+
+// TestGatewayOfNomadWithTLS moves a gateway to Usher where all ports of Consul have TLS. The mode is in the gateway's job.
+func TestGatewayOfNomadWithTLS(t *testing.T) {
+	t.Parallel()
+	s := startNomadStory(t, lab.ConsulOptions{Secure: true})
+	s.reader.Follow(t, pages.Section(t, "docs/quickstart-nomad.md", "Before you begin"))
+	s.reader.Follow(t, pages.Section(t, "docs/quickstart-nomad.md", "Give Usher a token"))
+	s.reader.Follow(t, pages.Find(t, "docs/quickstart-nomad.md", `job "usher"`))
+	s.writeBlock(t, "tls.hcl", pages.Find(t, "docs/quickstart-nomad.md", `CONSUL_HTTP_ADDR   = "https://127.0.0.1:8501"`))
+	s.reader.Type(t, "sed --in-place -e '/CONSUL_HTTP_ADDR/ {r tls.hcl' -e 'd}' -e '/proxy_protocol/d' usher.nomad.hcl && nomad job run usher.nomad.hcl")
+	s.writeBlock(t, "proxy.hcl", pages.Find(t, "docs/quickstart-nomad.md", "proxy {"))
+	s.reader.Type(t, "sed --in-place '/^ *gateway {/r proxy.hcl' gateway.nomad.hcl")
+	s.reader.Follow(t, pages.Find(t, "docs/quickstart-nomad.md", "nomad job run gateway.nomad.hcl"))
+	s.HAProxy.SetHeader(t, lab.SendV2)
+	s.WaitMode(t, s.Gateway, "permissive")
+	s.wantClientAddress(t)
+}
+
+// writeBlock writes a block that is a part of a file.
+func (s *nomadStory) writeBlock(t *testing.T, name string, block []pages.Block) {
+	t.Helper()
+	s.reader.Follow(t, []pages.Block{{Lang: block[0].Lang, Lead: "Write `" + name + "`", Text: block[0].Text}})
+}
+
+// startNomadStory starts the lab with agents of Consul and Nomad on the gateway's host.
+func startNomadStory(t *testing.T, o lab.ConsulOptions) *nomadStory {
+	t.Helper()
+	network := lab.NewNetwork(t)
+	o.Version, o.Host = lab.ConsulNew, network.Control
+	server := lab.StartConsul(t, o)
+	s := &nomadStory{Lab: network.StartLabOf(t, server, lab.EnvoyNew)}
+	o.Host, o.Join = s.Gateway, server
+	agent := lab.StartConsul(t, o)
+	nomad := lab.StartNomad(t, agent, lab.EnvoyNew)
+	replace := []string{"<the load balancer>", lab.BalancerIP, "https://127.0.0.1:8501", agent.HTTPAddr}
+	if agent.Security != nil {
+		replace = append(replace, "/etc/consul.d/ca.pem", agent.Security.CAFile)
+	}
+	s.reader = pages.NewReader(t, pages.Options{Shell: testprocess.Command{Host: s.Gateway, Env: nomad.Env}, Replace: replace})
+	return s
 }
 
 // wantClientAddress wants the client's address in the log that Nomad has of the gateway, and at the service.

@@ -13,6 +13,9 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
+// saveValues is the user's command that saves the values of the Consul chart, as the quickstart has it.
+const saveValues = "helm get values consul --namespace consul --output yaml >consul-values.yaml"
+
 // newReader returns a user of the cluster who follows pages, with helm, kubectl and usher, and with Usher's chart as a
 // release has it.
 //

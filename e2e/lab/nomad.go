@@ -55,12 +55,17 @@ func StartNomad(t *testing.T, consul *Consul, envoyVersion string) *Nomad {
 // writeConfig writes the configuration file of an agent.
 func (n *Nomad) writeConfig(t *testing.T, consul *Consul) string {
 	t.Helper()
+	ofConsul := map[string]any{"address": consul.Host.Addr(8500), "token": consul.DefaultToken()}
+	if consul.Security != nil {
+		ca := consul.Security.CAFile
+		ofConsul = map[string]any{"address": consul.Host.Addr(8501), "token": consul.DefaultToken(), "ssl": true, "ca_file": ca, "grpc_ca_file": ca}
+	}
 	config, err := json.Marshal(map[string]any{
 		"data_dir": n.dir, "bind_addr": consul.Host.IP.String(), "disable_update_check": true,
 		"server": map[string]any{"enabled": true, "bootstrap_expect": 1},
 		"client": map[string]any{"enabled": true, "network_interface": "eth0"},
 		"plugin": map[string]any{"raw_exec": map[string]any{"config": map[string]any{"enabled": true, "no_cgroups": true}}},
-		"consul": map[string]any{"address": strings.TrimPrefix(consul.HTTPAddr, "http://"), "token": consul.DefaultToken()},
+		"consul": ofConsul,
 	})
 	if err != nil {
 		t.Fatal(err)
