@@ -12,14 +12,19 @@ CONSUL := .tools/consul-1.22.7/pin .tools/consul-1.20.6/pin .tools/consul-1.15.1
 ENVOY  := .tools/envoy-1.40.0/pin
 ENVOYS := $(ENVOY) .tools/envoy-1.39.3/pin .tools/envoy-1.38.3/pin .tools/envoy-1.37.0/pin .tools/envoy-1.36.2/pin
 KUBERNETES := .tools/kubernetes-1.34.0/pin
+KUBECTL := .tools/kubectl-1.34.0/pin
 LINT   := .tools/golangci-lint/pin
 BENCHSTAT := .tools/benchstat/pin
 LICENSES := .tools/licenses/pin
 VULNCHECK := .tools/vulncheck/pin
 # The Go modules of this repository, whose downloads make check compares with their go.sum.
 MODULES := . $(patsubst %/go.mod,%,$(wildcard tools/*/go.mod)) e2e/kubernetes
+NOMAD  := .tools/nomad-1.6.3/pin
 HELM   := .tools/helm-3.22.0/pin
 AXE    := .tools/axe-core-4.14.1/pin
+D2     := .tools/d2-0.7.2/pin
+HUGO   := .tools/hugo-0.165.0/pin .tools/minisearch-7.2.0/pin
+MACHINE := .tools/debian-12/pin
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
@@ -60,8 +65,20 @@ push: ## Build the image and push it with its SBOMs (IMAGE=REGISTRY/NAME:TAG)
 	$(MAKE) image
 	go -C tools/image run . push -out ../../dist -image '$(IMAGE)'
 
+.PHONY: release
+release: ## Build archives, packages, image, chart, SBOMs and checksums into dist/ (VERSION=v1.2.3; RELEASE_FLAGS="-platforms linux/amd64 -image=false" for less)
+	go -C tools/release run . build -source ../.. -out ../../dist -version '$(VERSION)' $(RELEASE_FLAGS)
+
+.PHONY: changelog
+changelog: ## Fold changes/ into a section of CHANGELOG.md (VERSION=v1.2.3)
+	go -C tools/release run . changelog -source ../.. -version '$(VERSION)'
+
+.PHONY: release-notes
+release-notes: ## Print the section of CHANGELOG.md about a version (VERSION=v1.2.3)
+	@go -C tools/release run . notes -source ../.. -version '$(VERSION)'
+
 .PHONY: test
-test: race e2e image-test monitoring-test ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache, Kubernetes and Chromium
+test: race e2e image-test monitoring-test release-test ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache, Kubernetes and Chromium
 
 .PHONY: unit
 unit: ## Run the tests that need neither network nor real parts
@@ -74,6 +91,10 @@ race: debian ## Run the same tests under the race detector
 .PHONY: image-test
 image-test: debian ## Build the image twice and compare it, run it, import it into containerd, and push it
 	go -C tools/image test -count=1 ./...
+
+.PHONY: release-test
+release-test: debian $(HELM) .tools/consul-1.22.7/pin ## Build packages twice and compare them; install, start, upgrade and remove them in a copy of this system
+	go -C tools/release test -count=1 ./...
 
 .PHONY: monitoring-test
 monitoring-test: ## Test the alerts and the dashboard with the libraries of Prometheus and Grafana
@@ -92,14 +113,14 @@ conformance-and-chaos: tools build ## Compare with a real Consul, and make the f
 
 .PHONY: real-parts
 real-parts: tools build ## Run the tests of packages that need real parts
-	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts
+	go test -tags e2e -count=1 -p $(PACKAGES_AT_ONCE) -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./internal/testing/pages ./listeners ./internal/loadbalancer ./internal/reportkey ./internal/consulchart ./internal/statuspage ./cmd/usher ./charts ./tools/site
 
 .PHONY: chaos
 chaos: debian $(CONSUL) $(ENVOYS) build ## Make random faults under load (CHAOS_TIME=10m CHAOS_SEED=123 CHAOS_ACTIONS=kill-usher,rotate-ca)
 	go test -tags e2e -count=1 -v -timeout 0 -run '^TestChaos$$' ./e2e/chaos
 
 .PHONY: kubernetes
-kubernetes: tools build $(HELM) ## Run the stories on the real Consul chart (CONSUL_K8S=DIR, E2E_FLAGS="-v -run NAME")
+kubernetes: tools build $(HELM) $(KUBECTL) ## Run the stories on the real Consul chart (CONSUL_K8S=DIR, E2E_FLAGS="-v -run NAME")
 	@[[ -d "$(CONSUL_K8S)" ]] || { echo "CONSUL_K8S=DIR is missing: DIR has charts, control-plane, consul-dataplane and version of consul-k8s" >&2; exit 1; }
 	tools/consul-k8s "$(CONSUL_K8S)"
 	cd e2e/kubernetes && USHER_TOOLS="$(CURDIR)/.tools" USHER_BIN="$(CURDIR)/bin/usher" CONSUL_K8S="$(abspath $(CONSUL_K8S))" \
@@ -152,6 +173,7 @@ lint: $(LINT) ## Run the linters
 	.tools/golangci-lint/golangci-lint run ./...
 	cd tools/image && ../../.tools/golangci-lint/golangci-lint run ./...
 	cd tools/monitoring && ../../.tools/golangci-lint/golangci-lint run ./...
+	cd tools/release && ../../.tools/golangci-lint/golangci-lint run ./...
 	cd e2e/kubernetes && ../../.tools/golangci-lint/golangci-lint run --build-tags e2e,kubernetes ./...
 
 .PHONY: fmt
@@ -165,6 +187,26 @@ generate: ## Rewrite generated files
 .PHONY: licenses
 licenses: $(LICENSES) ## Check the licenses of what is in bin/usher, and list them in docs/licenses.md
 	tools/licenses/list .tools/licenses/go-licenses
+
+.PHONY: site
+site: $(HUGO) ## Build the site of docs/ into dist/site
+	go run ./tools/site -out dist/site
+
+.PHONY: site-test
+site-test: debian $(HUGO) $(AXE) ## Build the site twice, check every link, and look at it in a browser
+	go test -tags e2e -count=1 ./tools/site
+
+.PHONY: diagrams
+diagrams: $(D2) ## Draw docs/diagrams/*.d2 as SVG
+	@for diagram in $(filter-out %/style.d2,$(wildcard docs/diagrams/*.d2)); do \
+		.tools/d2-0.7.2/d2 --omit-version --scale 1 "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
+	done
+
+.PHONY: pictures
+pictures: debian $(AXE) ## Make the pictures of the demo and of the status page, docs/images
+	go test -tags e2e -count=1 -run '^TestPictureOfTheDemo$$' ./e2e -update-picture
+	dir=$$(mktemp -d) && USHER_SCREENSHOTS=$$dir go test -tags e2e -count=1 -run '^TestPageInABrowser$$/^accessible$$' ./internal/statuspage && \
+		mv $$dir/light.png docs/images/status-page.png && rm -r $$dir
 
 .PHONY: sbom
 sbom: build ## Write the SBOM of bin/usher to dist/usher.cdx.json
@@ -185,11 +227,12 @@ check: build lint race verify vulncheck ## Build, vet, lint, race, verify module
 	go vet -tags e2e ./...
 	go -C tools/image vet ./...
 	go -C tools/monitoring vet ./...
+	go -C tools/release vet ./...
 	cd e2e/kubernetes && go vet -tags e2e,kubernetes ./...
-	tools/clean-after make generate licenses
+	tools/clean-after make generate licenses diagrams
 
 .PHONY: tools
-tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(HELM) $(AXE) ## Get the real parts into .tools/
+tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) $(HUGO) $(MACHINE) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
@@ -199,8 +242,11 @@ debian:
 .tools/consul-1.20.6/pin: tools/consul-1.20/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
 .tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
+.tools/kubectl-1.34.0/pin: tools/kubectl-1.34/go.mod
+.tools/nomad-1.6.3/pin: tools/nomad-1.6/go.mod
 .tools/helm-3.22.0/pin: tools/helm/go.mod
 .tools/axe-core-4.14.1/pin: tools/axe-core/package-lock.json
+.tools/debian-12/pin: tools/debian-12/packages.txt
 .tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
 .tools/envoy-1.39.3/pin: tools/envoy-1.39/requirements.txt
 .tools/envoy-1.38.3/pin: tools/envoy-1.38/requirements.txt
@@ -210,6 +256,9 @@ debian:
 .tools/benchstat/pin: tools/benchstat/go.mod
 .tools/licenses/pin: tools/licenses/go.mod
 .tools/vulncheck/pin: tools/vulncheck/go.mod
+.tools/d2-0.7.2/pin: tools/d2/go.mod
+.tools/hugo-0.165.0/pin: tools/hugo/go.mod
+.tools/minisearch-7.2.0/pin: tools/minisearch/package-lock.json
 
 .tools/%/pin:
 	@tools/install $* $<

@@ -20,7 +20,7 @@ var (
 	exported = regexp.MustCompile(`^([a-z][a-z0-9/]*)\.([A-Z]\w*)(?:\.([A-Z]\w*))?(/[\w-]+)?$`)
 	testFunc = regexp.MustCompile(`\b(Test|Benchmark)[A-Z]\w+`)
 	metric   = regexp.MustCompile(`\busher_[a-z]+(_[a-z]+)*\b`)
-	linkTo   = regexp.MustCompile(`\]\(([^)#:]+)(?:#([^)]*))?\)`)
+	linkTo   = regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`) // without a file: to the page itself
 	heading  = regexp.MustCompile(`(?m)^#+ (.*)$`)
 	noSlug   = regexp.MustCompile(`[^\w -]`)
 )
@@ -48,9 +48,13 @@ func TestPagesNameWhatExists(t *testing.T) {
 			}
 		}
 		for _, link := range linkTo.FindAllStringSubmatch(string(text), -1) {
-			wantPath(t, page, filepath.Join(filepath.Dir(page), link[1]))
-			if link[2] != "" && !slices.Contains(headings(t, filepath.Join(filepath.Dir(page), link[1])), link[2]) {
-				t.Errorf("%s: %s has no heading #%s", page, link[1], link[2])
+			to := page
+			if link[1] != "" {
+				to = filepath.Join(filepath.Dir(page), link[1])
+			}
+			wantPath(t, page, to)
+			if link[2] != "" && !slices.Contains(headings(t, to), link[2]) {
+				t.Errorf("%s: %s has no heading #%s", page, to, link[2])
 			}
 		}
 		for _, name := range testFunc.FindAllString(string(text), -1) {
@@ -172,5 +176,15 @@ func TestEveryFaultHasATest(t *testing.T) {
 	}
 	if faults < 50 {
 		t.Errorf("found %d faults, want the tables of the page", faults)
+	}
+}
+
+// TestTheFAQHasMeasuredNumbers holds what docs/faq.md says of costs to the tables of docs/performance.md.
+func TestTheFAQHasMeasuredNumbers(t *testing.T) {
+	measured := readText(t, "docs/performance.md")
+	for _, row := range tableBelow(t, readText(t, "docs/faq.md"), "## What does it cost?")[1:] {
+		if !strings.Contains(measured, "| "+row[1]+" |") {
+			t.Errorf("docs/performance.md does not say %s: %s", row[1], row[0])
+		}
 	}
 }

@@ -21,7 +21,7 @@ func (r *report) insert(path, preface string) error {
 	if err != nil {
 		return err
 	}
-	table := "```\n" + strings.TrimSpace(preface) + "\n```\n\n" + r.markdown()
+	table := "```text\n" + strings.TrimSpace(preface) + "\n```\n\n" + r.markdown()
 	return os.WriteFile(path, []byte(before+beginMark+"\n"+table+endMark+"\n"+after), 0o644)
 }
 

@@ -198,7 +198,7 @@ func TestMarkdownReplacesWhatIsBetweenTheMarks(t *testing.T) {
 		t.Fatal(err)
 	}
 	const head = "| | Usher | Consul | floor | Usher/Consul | Usher/floor | bar |\n|---|---:|---:|---:|---:|---:|---|\n"
-	want := "# Page\n" + beginMark + "\n```\n2 cores\n```\n" +
+	want := "# Page\n" + beginMark + "\n```text\n2 cores\n```\n" +
 		"\n### 1,000 services, 1 Envoy\n\n" + head +
 		"| p50 | 4 ms | 400 ms | 1 ms | 1/100 | 4 × | ≤ 2 × floor **not met** |\n" +
 		"| memory | 3 MiB | 1 GiB | - | 1/341 | - | ≤ 1/4 of consul |\n" +

@@ -15,6 +15,7 @@ import (
 
 	"github.com/usherproxy/usher/e2e/kubernetes/cluster"
 	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/pages"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
@@ -31,7 +32,6 @@ type front struct {
 func TestUnmodifiedDataplaneMovesToUsherAndBack(t *testing.T) {
 	t.Parallel()
 	for _, f := range []front{
-		{chartNow, lab.EnvoyOld, "policy", "consul-ca"},
 		{chartNext, lab.EnvoyNew, "webhook", "chart"},
 		{chartOld, lab.EnvoyOld, "auto", "chart"},
 	} {
@@ -70,6 +70,39 @@ func TestUnmodifiedDataplaneMovesToUsherAndBack(t *testing.T) {
 			r.wantBalancerAddress(t)
 		})
 	}
+}
+
+// TestSecondWayOfThePage follows the section of the page with the chart of today, there and back.
+func TestSecondWayOfThePage(t *testing.T) {
+	t.Parallel()
+	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyOld})
+	const flags = "--set image.repository=registry.example.com/usherproxy/usher --set consul.aclSetup.enabled=true --set xds.tls.mode=consul-ca --set dataplane.enabled=true"
+	reader := r.newReader(t, "<the flags from above>", flags)
+	own := r.gateway(t)
+	reader.Type(t, saveValues)
+	reader.Follow(t, pages.Find(t, "docs/kubernetes.md", "helm upgrade --install usher usher-0.1.0.tgz"))
+	ushers := r.WaitRolledOut(t, namespace, "usher")
+	if now := r.gateway(t); now != own {
+		t.Errorf("Usher's chart replaced the gateway's pod %s by %s", own.Name(), now.Name())
+	}
+	r.waitAdmission(t, true)
+	reader.Follow(t, pages.Find(t, "docs/kubernetes.md", "kubectl --namespace consul rollout restart deployment/consul-consul-ingress-gateway\nkubectl --namespace consul get pods"))
+	gateway := r.gateway(t)
+	r.waitConnected(t, gateway, ushers)
+	reader.Follow(t, pages.Find(t, "docs/kubernetes.md", "usher helm-values -f consul-values.yaml --chart-version 1.9.11 --check"))
+	r.upgrade(t, ppv2Values)
+	r.balancer.WaitHeader(t, lab.SendV2)
+	r.wantClientAddress(t)
+	r.waitAuto(t, gateway, "strict")
+
+	r.upgrade(t)
+	r.balancer.WaitHeader(t, lab.SendNone)
+	r.waitAuto(t, gateway, "off")
+	reader.Follow(t, pages.Find(t, "docs/kubernetes.md", "helm upgrade usher usher-0.1.0.tgz"))
+	r.waitAdmission(t, false)
+	reader.Follow(t, pages.Find(t, "docs/kubernetes.md", "kubectl --namespace consul rollout restart deployment/consul-consul-ingress-gateway\nkubectl --namespace consul rollout status"))
+	r.wantCheck(t, nil, "its pods get no flags for consul-dataplane: no MutatingAdmissionPolicy and no webhook")
+	r.wantBalancerAddress(t)
 }
 
 // usesFlags is what the check of helm-values prints if the gateway's pod is well.

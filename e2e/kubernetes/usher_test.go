@@ -16,6 +16,7 @@ import (
 
 	"github.com/usherproxy/usher/e2e/kubernetes/cluster"
 	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/pages"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
@@ -80,11 +81,10 @@ func (r *consulRelease) xdsFlags(t *testing.T) []string {
 	t.Helper()
 	switch r.xdsTLS() {
 	case "chart":
-		secret, err := r.API.CoreV1().Secrets(namespace).Get(t.Context(), "usher-xds-tls", metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return []string{"--ca-file", lab.WriteFile(t, t.TempDir(), "usher-ca.pem", string(secret.Data["ca.crt"]))}
+		reader := r.newReader(t)
+		reader.Type(t, saveValues)
+		reader.Follow(t, pages.Find(t, "docs/kubernetes.md", "kubectl --namespace consul get secret usher-xds-tls"))
+		return []string{"--ca-file", reader.Type(t, "printf %s $PWD/usher-ca.pem")}
 	case "none":
 		return []string{"--xds-addr", "usher." + namespace + ".svc:18000"}
 	}
@@ -96,16 +96,7 @@ func (r *consulRelease) xdsFlags(t *testing.T) []string {
 // more values of the user.
 func (r *consulRelease) move(t *testing.T, files ...string) {
 	t.Helper()
-	r.moveSome(t, nil, files...)
-}
-
-// moveSome is move for some gateways.
-func (r *consulRelease) moveSome(t *testing.T, gateways []string, files ...string) {
-	t.Helper()
 	args := append(r.helmValues(t, files...), r.xdsFlags(t)...)
-	for _, gateway := range gateways {
-		args = append(args, "--gateway", gateway)
-	}
 	got := testprocess.Run(t, testprocess.Command{Name: "usher helm-values", Path: testprocess.Usher(t), Args: args}, "")
 	if got.Code != 0 {
 		t.Fatalf("usher %q: exit %d: %s", args, got.Code, got.Stderr)

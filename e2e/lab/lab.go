@@ -38,8 +38,13 @@ func Start(t *testing.T, consulVersion, envoyVersion string, secure bool) *Lab {
 // StartLab is Start on a network that exists.
 func (l *Network) StartLab(t *testing.T, consulVersion, envoyVersion string, secure bool) *Lab {
 	t.Helper()
-	m := &Lab{Network: l}
-	m.Consul = StartConsul(t, ConsulOptions{Version: consulVersion, Host: l.Control, Secure: secure})
+	return l.StartLabOf(t, StartConsul(t, ConsulOptions{Version: consulVersion, Host: l.Control, Secure: secure}), envoyVersion)
+}
+
+// StartLabOf is StartLab with a Consul that runs.
+func (l *Network) StartLabOf(t *testing.T, consul *Consul, envoyVersion string) *Lab {
+	t.Helper()
+	m := &Lab{Network: l, Consul: consul}
 	m.writeEntries(t)
 	m.Echo = StartEcho(t, l.Service, 8080)
 	RegisterService(t, ServiceOptions{

@@ -107,7 +107,7 @@ func (f *Facts) notConnected(check, serviceID string) Finding {
 			serviceID, f.Gateway),
 		Evidence: []string{fmt.Sprintf("Consul has the instance %q, and Usher's /status has no Envoy with this service ID", serviceID)},
 		Remedy: Remedy{
-			Text:    "Let the Envoy use Usher: README.md, \"Move a gateway on a VM\", says how without losing a request. The command for its host:",
+			Text:    "Let the Envoy use Usher: docs/cutover.md says how without losing a request. The command for its host:",
 			Command: registerCommand(f.Gateway),
 		},
 	}

@@ -13,16 +13,22 @@ import (
 	"time"
 )
 
-// binary is Usher's executable for one architecture.
+// binary is Usher's executable for one platform.
 type binary struct {
-	arch    string
-	content []byte
-	info    *buildinfo.BuildInfo
+	os, arch string
+	content  []byte
+	info     *buildinfo.BuildInfo
 }
 
-// compile builds Usher for Linux on an architecture, without cgo and without paths of this machine.
-func compile(ctx context.Context, o options, arch string) (binary, error) {
-	file, err := filepath.Abs(filepath.Join(o.out, "usher-linux-"+arch))
+// platform returns the name of what the binary runs on, such as linux/amd64.
+func (b binary) platform() string { return b.os + "/" + b.arch }
+
+// binaryFile returns the name of the file with the binary for a platform.
+func binaryFile(system, arch string) string { return "usher-" + system + "-" + arch }
+
+// compile builds Usher for a platform, without cgo and without paths of this machine.
+func compile(ctx context.Context, o options, system, arch string) (binary, error) {
+	file, err := filepath.Abs(filepath.Join(o.out, binaryFile(system, arch)))
 	if err != nil {
 		return binary{}, err
 	}
@@ -33,28 +39,55 @@ func compile(ctx context.Context, o options, arch string) (binary, error) {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", flags, "-o", file, "./cmd/usher")
 	cmd.Dir, cmd.Stderr = o.source, os.Stderr
 	cmd.Env = append(os.Environ(),
-		"CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOAMD64=v1", "GOARM64=v8.0", "GOEXPERIMENT=",
+		"CGO_ENABLED=0", "GOOS="+system, "GOARCH="+arch, "GOAMD64=v1", "GOARM64=v8.0", "GOEXPERIMENT=",
 		"GOFLAGS=-buildvcs=auto") // in place of what go env says
 	if err := cmd.Run(); err != nil {
-		return binary{}, fmt.Errorf("go build for linux/%s in %s: %w", arch, o.source, err)
+		return binary{}, fmt.Errorf("go build for %s/%s in %s: %w", system, arch, o.source, err)
 	}
-	return readBinary(arch, file)
+	return readBinary(file)
 }
 
-// readBinary reads a binary for an architecture. It has to be static.
-func readBinary(arch, file string) (binary, error) {
+// binaries compiles Usher for platforms, and writes the SBOM of each binary.
+func binaries(ctx context.Context, o options, platforms []string) error {
+	for _, platform := range platforms {
+		system, arch, ok := strings.Cut(platform, "/")
+		if !ok {
+			return fmt.Errorf("platform %q: use OS/ARCH, such as linux/amd64", platform)
+		}
+		b, err := compile(ctx, o, system, arch)
+		if err != nil {
+			return err
+		}
+		document, err := sbomOf(b, o)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(o.out, sbomFile(system, arch)), document, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readBinary reads a binary. One for Linux has to be static.
+func readBinary(file string) (binary, error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
 		return binary{}, err
-	}
-	if err := checkStatic(content); err != nil {
-		return binary{}, fmt.Errorf("%s: %w", file, err)
 	}
 	info, err := buildinfo.Read(bytes.NewReader(content))
 	if err != nil {
 		return binary{}, fmt.Errorf("%s: %w", file, err)
 	}
-	return binary{arch: arch, content: content, info: info}, nil
+	b := binary{content: content, info: info}
+	b.os, b.arch = b.setting("GOOS"), b.setting("GOARCH")
+	if b.os != "linux" {
+		return b, nil
+	}
+	if err := checkStatic(content); err != nil {
+		return binary{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return b, nil
 }
 
 // checkStatic returns an error if the kernel needs another file to start a binary.
@@ -65,7 +98,7 @@ func checkStatic(content []byte) error {
 	}
 	for _, p := range file.Progs {
 		if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
-			return fmt.Errorf("it is linked dynamically (%v), and the image has no libraries; "+
+			return fmt.Errorf("it is linked dynamically (%v), and an image has no libraries; "+
 				"find the import that sets linker flags", p.Type)
 		}
 	}

@@ -40,7 +40,7 @@ var architectures = []string{"amd64", "arm64"}
 func build(ctx context.Context, o options, out io.Writer) error {
 	var binaries []binary
 	for _, arch := range architectures {
-		b, err := compile(ctx, o, arch)
+		b, err := compile(ctx, o, "linux", arch)
 		if err != nil {
 			return err
 		}
@@ -59,7 +59,7 @@ func build(ctx context.Context, o options, out io.Writer) error {
 		return err
 	}
 	for i, b := range binaries {
-		if err := os.WriteFile(filepath.Join(o.out, sbomFile(b.arch)), sboms[i].document, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(o.out, sbomFile(b.os, b.arch)), sboms[i].document, 0o644); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,8 @@
-// Command image builds Usher's container image without a container engine, and pushes it. It also prints the SBOM of a
-// binary that is in no image.
+// Command image builds Usher's container image without a container engine, and pushes it. It also builds binaries that
+// are in no image, and prints the SBOM of one.
 //
 //	go run . build -source DIR -out DIR [-image NAME:TAG] [-version VERSION]
+//	go run . binaries -source DIR -out DIR -platforms OS/ARCH,... [-version VERSION]
 //	go run . push -out DIR -image REGISTRY/NAME:TAG
 //	go run . sbom BINARY
 //
@@ -19,6 +20,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -35,7 +37,8 @@ func main() {
 
 // run executes a command line and prints what it made to out.
 func run(ctx context.Context, args []string, out io.Writer) error {
-	const usage = "use: image build -source DIR -out DIR, image push -out DIR -image REGISTRY/NAME:TAG, or image sbom BINARY"
+	const usage = "use: image build -source DIR -out DIR, image binaries -source DIR -out DIR -platforms OS/ARCH,..., " +
+		"image push -out DIR -image REGISTRY/NAME:TAG, or image sbom BINARY"
 	if len(args) == 0 {
 		return fmt.Errorf("no command; %s", usage)
 	}
@@ -44,15 +47,19 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	f.StringVar(&o.out, "out", "dist", "Directory of the image, the archive, the binaries and the SBOMs.")
 	f.StringVar(&o.image, "image", "", "Name of the image: [REGISTRY/]NAME:TAG. Default for build: usherproxy/usher:VERSION.")
 	switch args[0] {
-	case "build":
+	case "build", "binaries":
 		f.StringVar(&o.source, "source", ".", "Root of Usher's module.")
 		f.StringVar(&o.version, "version", "", "Version of the binary. Default: the version that Go takes from git.")
+		platforms := f.String("platforms", "", "For binaries: what they are for, such as linux/amd64,darwin/arm64.")
 		if err := f.Parse(args[1:]); err != nil {
 			return err
 		}
 		var err error
 		if o.epoch, err = sourceDateEpoch(); err != nil {
 			return err
+		}
+		if args[0] == "binaries" {
+			return binaries(ctx, o, strings.Split(*platforms, ","))
 		}
 		return build(ctx, o, out)
 	case "push":

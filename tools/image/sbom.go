@@ -28,8 +28,8 @@ const (
 	rootsModule = "golang.org/x/crypto/x509roots/fallback"
 )
 
-// sbomFile returns the name of the file with an architecture's SBOM.
-func sbomFile(arch string) string { return "usher-linux-" + arch + ".cdx.json" }
+// sbomFile returns the name of the file with the SBOM of the binary for a platform.
+func sbomFile(system, arch string) string { return binaryFile(system, arch) + ".cdx.json" }
 
 // sbom lists what is in an image, as a file and as an artifact that refers to the image.
 type sbom struct {
@@ -39,7 +39,7 @@ type sbom struct {
 
 // newSBOM describes an image by what the Go toolchain recorded in its binary.
 func newSBOM(image v1.Image, b binary, r release) (sbom, error) {
-	document, err := encodeSBOM(describe(b, r, module(cdx.ComponentTypeData, rootsModule, ownModule(rootsModule))))
+	document, err := encodeSBOM(describe(b, r, "/"+binaryPath, module(cdx.ComponentTypeData, rootsModule, ownModule(rootsModule))))
 	if err != nil {
 		return sbom{}, err
 	}
@@ -47,25 +47,20 @@ func newSBOM(image v1.Image, b binary, r release) (sbom, error) {
 	if err != nil {
 		return sbom{}, err
 	}
-	a, err := newArtifact(sbomFile(b.arch), document, *subject, r.time)
+	a, err := newArtifact(sbomFile(b.os, b.arch), document, *subject, r.time)
 	if err != nil {
 		return sbom{}, err
 	}
 	return sbom{document: document, artifact: a}, nil
 }
 
-// printSBOM writes the SBOM of a binary.
+// printSBOM writes the SBOM of a binary in a file.
 func printSBOM(file string, o options, out io.Writer) error {
-	b, err := readBinary("", file)
+	b, err := readBinary(file)
 	if err != nil {
 		return err
 	}
-	b.arch = b.setting("GOARCH")
-	r, err := releaseOf(b, o)
-	if err != nil {
-		return err
-	}
-	document, err := encodeSBOM(describe(b, r))
+	document, err := sbomOf(b, o)
 	if err != nil {
 		return err
 	}
@@ -73,8 +68,17 @@ func printSBOM(file string, o options, out io.Writer) error {
 	return err
 }
 
-// describe returns the SBOM: Usher, its Go modules, the standard library, and what else there is.
-func describe(b binary, r release, others ...cdx.Component) *cdx.BOM {
+// sbomOf returns the SBOM of a binary that is in no image.
+func sbomOf(b binary, o options) ([]byte, error) {
+	r, err := releaseOf(b, o)
+	if err != nil {
+		return nil, err
+	}
+	return encodeSBOM(describe(b, r, "usher"))
+}
+
+// describe returns the SBOM: Usher in a file, its Go modules, the standard library, and what else there is.
+func describe(b binary, r release, file string, others ...cdx.Component) *cdx.BOM {
 	components := append(others, module(cdx.ComponentTypeLibrary, "stdlib", strings.TrimPrefix(b.info.GoVersion, "go")))
 	for _, m := range b.info.Deps {
 		if m.Replace != nil {
@@ -91,7 +95,7 @@ func describe(b binary, r release, others ...cdx.Component) *cdx.BOM {
 	sum := sha256.Sum256(b.content)
 	usher.Hashes = &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA256, Value: hex.EncodeToString(sum[:])}}
 	usher.Licenses = &cdx.Licenses{{License: &cdx.License{ID: license}}}
-	properties := []cdx.Property{{Name: "platform", Value: "linux/" + b.arch}, {Name: "file", Value: "/" + binaryPath}}
+	properties := []cdx.Property{{Name: "platform", Value: b.platform()}, {Name: "file", Value: file}}
 	if r.revision != "" {
 		properties = append(properties, cdx.Property{Name: "vcs.revision", Value: r.revision})
 	}

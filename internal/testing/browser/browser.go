@@ -85,10 +85,16 @@ func (b *Browser) Open(t *testing.T, url string, v View) *Tab {
 		}
 	})
 	tab.Look(t, v)
-	if err := chromedp.Do(ctx, chromedp.Navigate(url)); err != nil {
+	tab.Go(t, url)
+	return tab
+}
+
+// Go opens another page in the tab, and waits until it is loaded.
+func (tab *Tab) Go(t *testing.T, url string) {
+	t.Helper()
+	if err := chromedp.Do(tab.ctx, chromedp.Navigate(url)); err != nil {
 		t.Fatalf("open %s: %v", url, err)
 	}
-	return tab
 }
 
 // Expect says which messages on the console do not fail the test: those with the text.

@@ -30,6 +30,8 @@ type Command struct {
 	Args []string
 	Env  []string // besides PATH and HOME, all that it gets
 	Host Host     // nil: where the test runs
+	// Stdin is what Start gives it as its input; nil is an empty one.
+	Stdin *os.File
 }
 
 // Process is a running command. The test's end kills it, and prints the ends
@@ -56,6 +58,9 @@ func Start(t *testing.T, c Command) *Process {
 	defer stdout.Close()
 	defer stderr.Close()
 	p.cmd.Stdout, p.cmd.Stderr = stdout, stderr
+	if c.Stdin != nil {
+		p.cmd.Stdin = c.Stdin
+	}
 	if err := onHost(c.Host, p.cmd.Start); err != nil {
 		t.Fatalf("start %s: %v", c.Name, err)
 	}

@@ -1,0 +1,102 @@
+//go:build kubernetes
+
+package kubernetes
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/pages"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
+)
+
+// saveValues is the user's command that saves the values of the Consul chart, as the quickstart has it.
+const saveValues = "helm get values consul --namespace consul --output yaml >consul-values.yaml"
+
+// newReader returns a user of the cluster who follows pages, with helm, kubectl and usher, and with Usher's chart as a
+// release has it.
+//
+// The cluster has no ReplicaSets, which "helm --wait" asks for: what the user does next waits. Usher gives the cloud less
+// time to follow a Service than by default.
+func (r *consulRelease) newReader(t *testing.T, replace ...string) *pages.Reader {
+	t.Helper()
+	var path []string
+	for _, program := range []string{
+		testprocess.Tool(t, "helm-3.22.0", "helm"), testprocess.Tool(t, "kubectl-1.34.0", "kubectl"), testprocess.Usher(t),
+	} {
+		path = append(path, filepath.Dir(program))
+	}
+	reader := pages.NewReader(t, pages.Options{
+		Shell: testprocess.Command{Host: r.Control, Env: []string{
+			"PATH=" + strings.Join(append(path, "/usr/bin", "/bin"), ":"),
+			"KUBECONFIG=" + r.Kubeconfig(t), "HELM_QPS=1000", "HELM_BURST_LIMIT=1000",
+		}},
+		Replace: append(replace,
+			"hashicorp/consul ", r.chart+" ",
+			" --wait", "",
+			"registry.example.com/usher", "registry.example.com/usherproxy/usher",
+			"consul.aclSetup.enabled=true", "consul.aclSetup.enabled=true --set balancerGrace="+r.grace().String(),
+			"<the load balancer>", r.balancer.Host.IP.String(),
+		),
+		Fails: map[string]int{ // grep counts none
+			"kubectl --namespace consul get pods --selector component=ingress-gateway --output yaml | grep --count envoy_bootstrap_json_tpl": 1,
+		},
+	})
+	chart, err := filepath.Abs("../../charts/usher")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.Type(t, "helm package "+chart)
+	return reader
+}
+
+// followQuickstart follows the page for Kubernetes: the gateway moves to Usher, its load balancer begins to send PROXY
+// headers, and all of it is undone.
+func (r *consulRelease) followQuickstart(t *testing.T) {
+	t.Helper()
+	reader := r.newReader(t)
+	reader.Follow(t, pages.Section(t, "docs/quickstart-kubernetes.md", "Before you begin"))
+	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "helm get values"))
+	r.WaitRolledOut(t, namespace, "usher")
+	own := r.gateway(t)
+	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "usher helm-values -f consul-values.yaml --chart-version 1.9.11 >"))
+	gateway := r.gateway(t)
+	if gateway == own {
+		t.Errorf("the gateway's pod %s was not replaced", own.Name())
+	}
+	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "$ usher helm-values -f consul-values.yaml --chart-version 1.9.11 --check"))
+	r.wantBalancerAddress(t)
+
+	reader.Follow(t, pages.Section(t, "docs/quickstart-kubernetes.md", "Switch on PROXY protocol"))
+	r.balancer.WaitHeader(t, lab.SendV2)
+	r.waitAuto(t, gateway, "strict")
+	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "kubectl --namespace consul get service"))
+	r.wantClientAddress(t)
+
+	// New streams with new tokens, as after the kubelet's rotation.
+	gateway.RotateTokens()
+	r.waitConnected(t, gateway, r.restartUsher(t))
+
+	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "helm upgrade consul hashicorp/consul --namespace consul --version 1.9.11 -f consul-values.yaml -f usher-values.yaml"))
+	r.balancer.WaitHeader(t, lab.SendNone)
+	r.waitAuto(t, gateway, "off")
+	r.wantSamePod(t, gateway)
+	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "helm upgrade consul hashicorp/consul --namespace consul --version 1.9.11 -f consul-values.yaml --wait"))
+	if now := r.gateway(t); now == gateway {
+		t.Errorf("the gateway's pod %s was not replaced", gateway.Name())
+	}
+	reader.Follow(t, pages.Section(t, "docs/quickstart-kubernetes.md", "Uninstall"))
+	r.wantBalancerAddress(t)
+	testprocess.Eventually(t, "nothing of Usher is left in the cluster", testprocess.StartDeadline, func() error {
+		left := reader.Type(t, "kubectl --namespace consul get all,secrets,configmaps,serviceaccounts,roles,poddisruptionbudgets --output name")
+		if strings.Contains(left, "usher") {
+			return errors.New(left)
+		}
+		return nil
+	})
+	reader.Type(t, "mkdir manifests")
+	reader.Follow(t, pages.Find(t, "docs/kubernetes.md", "helm template consul hashicorp/consul"))
+}

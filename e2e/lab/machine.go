@@ -1,0 +1,165 @@
+//go:build e2e
+
+package lab
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/usherproxy/usher/internal/testing/testprocess"
+)
+
+//go:embed machine.sh
+var bootMachine string
+
+// Machine is a clean Debian 12 that systemd has booted as process 1, in namespaces that end with the test. What is written
+// on it is in memory. Its network is that of a host.
+type Machine struct {
+	process *testprocess.Process
+	host    *Host
+	pid     int // of its systemd, as the test sees it
+}
+
+// StartMachine boots a machine on a host's network. It has programs, by their names, in /usr/local/bin, and files, by their
+// paths on the machine.
+func StartMachine(t *testing.T, h *Host, programs, files map[string]string) *Machine {
+	t.Helper()
+	dir, group := testprocess.NewDir(t), newGroup(t)
+	args := []string{
+		"--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL",
+		testprocess.Debian(t, "sh", "dash"), "-euc", `echo 0 >"$1/cgroup.procs"; shift; exec unshare --cgroup sh -euc "$0" boot "$@"`,
+		bootMachine, group, dir, testprocess.Tool(t, "debian-12", "root"), h.Name,
+	}
+	for name, path := range programs {
+		args = append(args, path, "/usr/local/bin/"+name)
+	}
+	for on, path := range files {
+		args = append(args, path, on)
+	}
+	m := &Machine{host: h, process: testprocess.Start(t, testprocess.Command{
+		Name: "the machine " + h.Name, Path: testprocess.Debian(t, "unshare", "util-linux"), Args: args, Host: h,
+	})}
+	testprocess.Eventually(t, m.process.Name+" has booted", testprocess.StartDeadline, func() error {
+		return errors.Join(m.booted(t), m.process.Alive())
+	})
+	t.Cleanup(func() {
+		if t.Failed() {
+			c := m.command("journalctl", "--lines", "60")
+			output, err := exec.CommandContext(context.Background(), c.Path, c.Args...).CombinedOutput() // the test's context is over
+			t.Logf("end of the journal: %v\n%s", err, output)
+		}
+	})
+	return m
+}
+
+// booted is nil once every unit of the machine has started.
+func (m *Machine) booted(t *testing.T) error {
+	t.Helper()
+	children := strings.Fields(testprocess.ReadFile(t, fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", m.process.Pid())))
+	if len(children) != 1 {
+		return fmt.Errorf("it has the processes %v", children)
+	}
+	if _, err := fmt.Sscan(children[0], &m.pid); err != nil {
+		return err
+	}
+	if state, err := testprocess.RunOutput(t, m.command("systemctl", "is-system-running"), ""); err != nil {
+		return fmt.Errorf("systemd: %w: %s", err, state)
+	}
+	return nil
+}
+
+// Shell runs a shell of root's on the machine.
+func (m *Machine) Shell() testprocess.Command {
+	return m.command("bash", "-c", "cd && exec bash")
+}
+
+// command runs a program on the machine.
+func (m *Machine) command(program string, args ...string) testprocess.Command {
+	enter := []string{
+		"--target", fmt.Sprint(m.pid), "--mount", "--pid", "--uts", "--ipc", "--cgroup", "/usr/bin/env", "-i",
+		"HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0", program,
+	}
+	return testprocess.Command{Name: program + " on " + m.process.Name, Path: "/usr/bin/nsenter", Args: append(enter, args...), Host: m.host}
+}
+
+// newGroup makes a cgroup of version 2 until the test ends, in which a machine makes others.
+func newGroup(t *testing.T) string {
+	t.Helper()
+	parent := "/sys/fs/cgroup"
+	if _, err := os.Stat(filepath.Join(parent, "cgroup.controllers")); err != nil {
+		parent = "/sys/fs/cgroup/unified"
+	}
+	group, err := os.MkdirTemp(parent, "usher-e2e-")
+	if err != nil {
+		t.Fatalf("make a cgroup (the e2e tests need root and cgroups of version 2): %v", err)
+	}
+	t.Cleanup(func() {
+		testprocess.Eventually(t, "the machine's cgroups are empty", testprocess.StartDeadline, func() error { return removeGroup(group) })
+	})
+	return group
+}
+
+// removeGroup removes a cgroup with those in it, whose processes have ended.
+func removeGroup(group string) error {
+	var groups []string
+	err := filepath.WalkDir(group, func(path string, d fs.DirEntry, err error) error {
+		if d != nil && d.IsDir() {
+			groups = append(groups, path)
+		}
+		return err
+	})
+	for _, path := range slices.Backward(groups) {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
+// built is the directory of the release that the tests have built; "" is none.
+var built string
+
+// RemoveRelease removes what Release has built, when all tests are over.
+func RemoveRelease() { os.RemoveAll(built) }
+
+// release builds a release once for all tests.
+var release = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv("USHER_RELEASE"); dir != "" {
+		return dir, nil
+	}
+	out, err := os.MkdirTemp("", "usher-e2e-release-")
+	if err != nil {
+		return "", err
+	}
+	built = out
+	build := exec.CommandContext(context.Background(), "go", "-C", "../tools/release", "run", ".", "build",
+		"-source", "../..", "-out", out, "-platforms", "linux/"+runtime.GOARCH, "-image=false", "-version", "v0.1.0")
+	if output, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, output)
+	}
+	return out, nil
+})
+
+// Release is the path of the one file of a release that a pattern matches. USHER_RELEASE names the directory of a release
+// that make release has built.
+func Release(t *testing.T, pattern string) string {
+	t.Helper()
+	dir, err := release()
+	if err != nil {
+		t.Fatalf("build a release: %v", err)
+	}
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("the release in %s has %v for %s, want one file (%v)", dir, found, pattern, err)
+	}
+	return found[0]
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"maps"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestPagesAreThoseOfTheNavigation makes a docs/ with each mistake.
+func TestPagesAreThoseOfTheNavigation(t *testing.T) {
+	for _, c := range []struct {
+		what, navigation, want string
+		files                  map[string]string
+	}{
+		{"right", "[index.md, a.md, ../SECURITY.md]", "", nil},
+		{"missing in the navigation", "[index.md, a.md, ../SECURITY.md]", "docs/new.md is not in docs/navigation.yaml: add it to a group", map[string]string{"docs/new.md": "# New\n"}},
+		{"missing in docs/", "[index.md, a.md, b.md]", "docs/b.md", nil},
+		{"without a title", "[index.md, a.md]", "docs/a.md has to begin with its title: # Title", map[string]string{"docs/a.md": "text\n"}},
+		{"twice", "[index.md, a.md, a.md]", "docs/a.md and docs/a.md would be the same page", nil},
+		{"of the same name", "[index.md, a.md, security-policy.md, ../SECURITY.md]", "docs/security-policy.md and SECURITY.md would be the same page", map[string]string{"docs/security-policy.md": "# Security\n"}},
+		{"without a home page", "[a.md]", "docs/index.md is not in docs/navigation.yaml", nil},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			root := t.TempDir()
+			files := map[string]string{
+				"docs/index.md": "# Usher\n", "docs/a.md": "# A\n\ntext\n", "SECURITY.md": "# Security policy\n",
+				"docs/navigation.yaml": "- group: Start\n  pages: " + c.navigation + "\n",
+			}
+			maps.Copy(files, c.files)
+			for file, content := range files {
+				if err := write(root+"/"+file, []byte(content)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			groups, err := readNavigation(root + "/docs/navigation.yaml")
+			if err != nil {
+				t.Fatal(err)
+			}
+			pages, err := readPages(root, groups)
+			switch {
+			case c.want == "" && (err != nil || len(pages) != 3 || pages[1].title != "A" || pages[2].name != "security-policy"):
+				t.Errorf("got %+v, %v", pages, err)
+			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("got the error %v, want %q", err, c.want)
+			}
+		})
+	}
+}
