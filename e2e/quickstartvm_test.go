@@ -38,13 +38,13 @@ func TestQuickstartOnAVM(t *testing.T) {
 		map[string]string{"consul": l.Consul.Binary, "envoy": lab.EnvoyBinary(t, lab.EnvoyNew)},
 		map[string]string{
 			"/etc/systemd/system/gateway.service": lab.WriteFile(t, dir, "gateway.service", gatewayUnit),
-			"/root/usher_0.1.0_amd64.deb":         lab.Package(t),
+			"/root/usher_0.1.0-1_amd64.deb":       lab.Release(t, "usher_*_*.deb"),
 		})
 	r := pages.NewReader(t, pages.Options{
 		Shell:     machine.Shell(),
 		Elsewhere: map[string]testprocess.Command{"On a client": {Host: l.Client}},
 		Replace: []string{
-			"<the gateway>", lab.GatewayIP, "<the load balancer>", lab.BalancerIP, "<the client>", lab.ClientIP, "<a service>", "static-server",
+			"<the gateway>", lab.GatewayIP, "<the load balancer>", lab.BalancerIP, "10.0.1.1", lab.GatewayIP, "<the client>", lab.ClientIP, "<a service>", "static-server",
 		},
 	})
 	before := r.Type(t, "systemctl enable --quiet --now gateway; "+everyFile)
@@ -56,7 +56,9 @@ func TestQuickstartOnAVM(t *testing.T) {
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Say what the gateway should do"))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Start Usher"))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Move the gateway"))
+	r.Follow(t, pages.Find(t, "docs/cutover.md", "old   "))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Check it"))
+	r.Follow(t, pages.Find(t, "docs/troubleshooting.md", "journalctl -u usher -n 20"))
 	load.WaitMore(t)
 	l.HAProxy.SetHeader(t, lab.SendV2)
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Enable PROXY protocol"))
@@ -78,3 +80,26 @@ func TestQuickstartOnAVM(t *testing.T) {
 
 // everyFile lists the files of the machine, except what its programs write at any time.
 const everyFile = `find / -xdev \( -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /tmp \) -prune -o -type f -print | sort`
+
+// TestInstallationWithoutAPackage follows docs/install.md and docs/cutover.md where Usher comes from the archive of a release,
+// on a clean Debian with a Consul whose ACLs are on.
+func TestInstallationWithoutAPackage(t *testing.T) {
+	t.Parallel()
+	l := lab.NewNetwork(t)
+	consul := lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: l.Gateway, ACLs: true})
+	machine := lab.StartMachine(t, l.Gateway, map[string]string{"consul": consul.Binary}, map[string]string{
+		"/root/usher_0.1.0_linux_amd64.tar.gz": lab.Release(t, "usher_*.tar.gz"),
+		"/root/SHA256SUMS":                     lab.Release(t, "SHA256SUMS"),
+		"/root/usher-policy.hcl":               "../docs/usher-policy.hcl",
+	})
+	r := pages.NewReader(t, pages.Options{Shell: machine.Shell()})
+	r.Follow(t, pages.Find(t, "docs/install.md", "sha256sum --check"))
+	r.Follow(t, pages.Find(t, "docs/install.md", "tar -xzf"))
+	r.Type(t, "cd usher_*_linux_amd64")
+	r.Follow(t, pages.Section(t, "docs/cutover.md", "Without a package"))
+	r.Type(t, "cd; echo '# nothing yet' >/etc/usher/usher.hcl; sed -i 's/^#Environment/Environment/' /etc/systemd/system/usher.service; export CONSUL_HTTP_TOKEN="+lab.ManagementToken)
+	r.Follow(t, pages.Section(t, "docs/cutover.md", "Usher's token"))
+	r.Follow(t, pages.Find(t, "docs/install.md", "systemctl enable --now usher"))
+	r.Follow(t, pages.Find(t, "docs/quickstart-vm.md", "$ systemctl enable --now usher"))
+	r.Follow(t, pages.Find(t, "docs/cutover.md", "sysctl -w"))
+}

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/usherproxy/usher/internal/testing/testprocess"
@@ -124,21 +125,41 @@ func removeGroup(group string) error {
 	return err
 }
 
-// Package is the path of the Debian package that make release builds, or that USHER_DEB names.
-func Package(t *testing.T) string {
-	t.Helper()
-	if path := os.Getenv("USHER_DEB"); path != "" {
-		return testprocess.Binary(t, path, "make release")
+// built is the directory of the release that the tests have built; "" is none.
+var built string
+
+// RemoveRelease removes what Release has built, when all tests are over.
+func RemoveRelease() { os.RemoveAll(built) }
+
+// release builds a release once for all tests.
+var release = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv("USHER_RELEASE"); dir != "" {
+		return dir, nil
 	}
-	out := testprocess.NewDir(t)
-	build := exec.CommandContext(t.Context(), "go", "-C", "../tools/release", "run", ".", "build",
+	out, err := os.MkdirTemp("", "usher-e2e-release-")
+	if err != nil {
+		return "", err
+	}
+	built = out
+	build := exec.CommandContext(context.Background(), "go", "-C", "../tools/release", "run", ".", "build",
 		"-source", "../..", "-out", out, "-platforms", "linux/"+runtime.GOARCH, "-image=false", "-version", "v0.1.0")
 	if output, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the package: %v: %s", err, output)
+		return "", fmt.Errorf("%w: %s", err, output)
 	}
-	found, err := filepath.Glob(filepath.Join(out, "usher_*.deb"))
+	return out, nil
+})
+
+// Release is the path of the one file of a release that a pattern matches. USHER_RELEASE names the directory of a release
+// that make release has built.
+func Release(t *testing.T, pattern string) string {
+	t.Helper()
+	dir, err := release()
+	if err != nil {
+		t.Fatalf("build a release: %v", err)
+	}
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
 	if err != nil || len(found) != 1 {
-		t.Fatalf("make release has built the packages %v (%v)", found, err)
+		t.Fatalf("the release in %s has %v for %s, want one file (%v)", dir, found, pattern, err)
 	}
 	return found[0]
 }

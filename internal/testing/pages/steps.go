@@ -13,6 +13,22 @@ type step struct {
 	shown   bool // the page shows all of the output
 }
 
+// Commands returns the commands of the block, as a reader types them.
+func (b Block) Commands() []string {
+	if b.Lang != "sh" && b.Lang != "console" {
+		return nil
+	}
+	steps, err := b.steps()
+	if err != nil {
+		return nil // Reader.Follow says what is wrong
+	}
+	var commands []string
+	for _, s := range steps {
+		commands = append(commands, s.command)
+	}
+	return commands
+}
+
 // steps returns the commands of a block of the language sh or console.
 func (b Block) steps() ([]step, error) {
 	var steps []step
