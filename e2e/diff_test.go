@@ -11,16 +11,9 @@ import (
 
 	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/pages"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
-
-// permissiveGateway is the config file of docs/cutover.md's way to move a gateway.
-const permissiveGateway = `gateway "ingress-gateway" {
-  usher {
-    proxy_protocol { mode = "permissive" }
-  }
-}
-`
 
 // TestDiffBeforeTheCutOver looks at a gateway before and after it moves from Consul's own xDS to Usher.
 func TestDiffBeforeTheCutOver(t *testing.T) {
@@ -61,7 +54,8 @@ func TestDiffBeforeTheCutOver(t *testing.T) {
 	gateway := lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, Token: own}
 	first := lab.StartGateway(t, gateway)
 	first.WaitListener(t, 8080)
-	config := lab.WriteFile(t, testprocess.NewDir(t), "usher.hcl", permissiveGateway)
+	permissive := pages.Find(t, "docs/cutover.md", "gateway \"ingress-gateway\"")[0].Text
+	config := lab.WriteFile(t, testprocess.NewDir(t), "usher.hcl", permissive)
 	off := lab.WriteFile(t, testprocess.NewDir(t), "off.hcl", "usher {}\n")
 	const admin = "http://127.0.0.1:19000"
 
@@ -72,7 +66,7 @@ func TestDiffBeforeTheCutOver(t *testing.T) {
 	wantOn("diff", "--config", config, "--against", off)
 
 	first.Stop(t)
-	server := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Token: token, Config: permissiveGateway})
+	server := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Token: token, Config: permissive})
 	gateway.GRPCAddr = server.GRPCAddr
 	lab.StartGateway(t, gateway).WaitListener(t, 8080)
 	wantSame("diff", "--config", config, "--envoy-admin", admin)

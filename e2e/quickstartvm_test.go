@@ -81,7 +81,7 @@ func TestQuickstartOnAVM(t *testing.T) {
 // everyFile lists the files of the machine, except what its programs write at any time.
 const everyFile = `find / -xdev \( -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /tmp \) -prune -o -type f -print | sort`
 
-// TestInstallationWithoutAPackage follows docs/install.md and docs/cutover.md where Usher comes from the archive of a release,
+// TestInstallationWithoutAPackage follows docs/install.md where Usher comes from the archive of a release,
 // on a clean Debian with a Consul whose ACLs are on.
 func TestInstallationWithoutAPackage(t *testing.T) {
 	t.Parallel()
@@ -94,11 +94,10 @@ func TestInstallationWithoutAPackage(t *testing.T) {
 	})
 	r := pages.NewReader(t, pages.Options{Shell: machine.Shell()})
 	r.Follow(t, pages.Find(t, "docs/install.md", "sha256sum --check"))
-	r.Follow(t, pages.Find(t, "docs/install.md", "tar -xzf"))
-	r.Type(t, "cd usher_*_linux_amd64")
-	r.Follow(t, pages.Section(t, "docs/cutover.md", "Without a package"))
-	r.Type(t, "cd; echo '# nothing yet' >/etc/usher/usher.hcl; sed -i 's/^#Environment/Environment/' /etc/systemd/system/usher.service; export CONSUL_HTTP_TOKEN="+lab.ManagementToken)
-	r.Follow(t, pages.Section(t, "docs/cutover.md", "Usher's token"))
+	r.Follow(t, pages.Section(t, "docs/install.md", "tar.gz"))
+	r.Type(t, "cd; export CONSUL_HTTP_TOKEN="+lab.ManagementToken)
+	r.Follow(t, pages.Section(t, "docs/install.md", "Usher's token"))
+	r.Type(t, "sed -i 's/^#CONSUL/CONSUL/' /etc/default/usher")
 	r.Follow(t, pages.Find(t, "docs/install.md", "systemctl enable --now usher"))
 	r.Follow(t, pages.Find(t, "docs/quickstart-vm.md", "$ systemctl enable --now usher"))
 	r.Follow(t, pages.Find(t, "docs/cutover.md", "sysctl -w"))

@@ -25,24 +25,24 @@ func TestSymptomsAreConfirmedAsThePageSays(t *testing.T) {
 
 	s.HAProxy.SetHeader(t, lab.SendV2)
 	lab.WaitStatus(t, s.Request("/"), http.StatusBadRequest)
-	s.want(t, pages.Section(t, "docs/troubleshooting.md", "Every request gets 400"), `does not look for PROXY headers: its mode is off`)
+	s.want(t, pages.Section(t, "docs/troubleshooting.md", "Every request gets 400"), `does not look for PROXY headers: its\s+mode\s+is off`)
 
 	s.HAProxy.SetHeader(t, lab.SendNone)
 	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
-	s.writeFile(t, "strict")
-	s.gateway.WaitListener(t, 8080)
-	testprocess.Eventually(t, "the gateway is strict", testprocess.ChangeDeadline, func() error { return s.checkMode(t, "strict") })
+	s.switchMode(t, "strict", func() { s.writeFile(t, "strict") })
 	s.WantPlainRefused(t)
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "Connections close at once"), `not_found_disallowed: [1-9]`, `no_filter_chain_match: 0`)
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "Only health checks get 400 or fail"), `not_found_disallowed: [1-9]`)
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "A tcp service reads garbage"), `proxy_protocol\.mode +"strict"`)
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "Access logs are missing"), `every other setting of Usher has its default`)
 
-	s.writeFile(t, "permissive")
-	testprocess.Eventually(t, "the gateway is permissive", testprocess.ChangeDeadline, func() error { return s.checkMode(t, "permissive") })
+	s.switchMode(t, "permissive", func() { s.writeFile(t, "permissive") })
 	s.Request("/").MustDo(t).WantHello(t)
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "The log shows the balancer's address"), `not_found_allowed: [1-9]`, `v2.found: [1-9]`)
 
+	s.want(t, pages.Find(t, "docs/migration.md", "usher probe --expect permissive"), `its\s+mode is permissive`)
+	s.want(t, pages.Section(t, "docs/migration.md", "Before the first step"), `8080 +permissive +permissive`)
+	s.want(t, pages.Section(t, "docs/problems.md", "Find them before Usher does"))
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "A tcp connection hangs"), `8080 +permissive +permissive`)
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "The port refuses connections"), fmt.Sprintf(`%s:8080`, regexp.QuoteMeta(lab.GatewayIP)))
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "The gateway does not start"), `"state": "LIVE"`)
@@ -53,11 +53,23 @@ func TestSymptomsAreConfirmedAsThePageSays(t *testing.T) {
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "A listener does not follow its Service"), `IN FORCE`)
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "`/readyz` returns 503"), `ready`)
 	s.want(t, pages.Section(t, "docs/troubleshooting.md", "Changes arrive late"), `ready`)
+
+	s.path = lab.NewPath()
+	s.want(t, pages.Section(t, "docs/troubleshooting.md", "X-Forwarded-For is wrong"), `hello`)
+	if got, want := s.ForwardedFor(t, s.path), "192.0.2.99,"+lab.BalancerIP; got != want {
+		t.Errorf("the service gets the X-Forwarded-For %q, want %q", got, want)
+	}
+
+	lab.WriteFile(t, filepath.Dir(s.usher.ConfigFile), filepath.Base(s.usher.ConfigFile), "# none of its own\n")
+	s.switchMode(t, "strict", func() {
+		s.Consul.WriteEntry(t, pages.Find(t, "docs/settings.md", `Kind = "proxy-defaults"`)[0].Text)
+	})
 }
 
 type symptoms struct {
 	*modesStory
 	reader *pages.Reader
+	path   string // of a request that a command sends
 }
 
 // shell is a shell of the administrator on the gateway's host.
@@ -70,7 +82,10 @@ func (s *symptoms) shell(t *testing.T) testprocess.Command {
 // want types the command of a block, and wants patterns in what it prints.
 func (s *symptoms) want(t *testing.T, block []pages.Block, patterns ...string) {
 	t.Helper()
-	command := strings.NewReplacer("<the gateway>", lab.GatewayIP, "/etc/usher/usher.hcl", s.usher.ConfigFile).Replace(block[0].Text)
+	command := strings.NewReplacer(
+		"<the gateway>", lab.GatewayIP, "/etc/usher/usher.hcl", s.usher.ConfigFile,
+		"http://<the load balancer>/", fmt.Sprintf("--silent --header 'Host: %s' http://%s:8080%s", lab.ServiceHost, lab.BalancerIP, s.path),
+	).Replace(block[0].Text)
 	printed := s.reader.Type(t, command)
 	for _, pattern := range patterns {
 		if !regexp.MustCompile(pattern).MatchString(printed) {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"slices"
 
 	"github.com/oklog/run"
 	"github.com/prometheus/client_golang/prometheus"
@@ -100,7 +101,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 	following, reloadables := o.follow(files, log, plane, problems)
 	handler.reloadables = reloadables
-	log.Info("serving", append(servers.addresses(), "admin", admin.address(), "tls", transport.keys != nil, "version", thisBuild().Version)...)
+	log.Info("serving", slices.Concat(servers.addresses(), []any{"admin", admin.address(), "tls", transport.keys != nil}, thisBuild().logged())...)
 	g := groupOf(ctx, append(parts, following...))
 	g.Add(servers.serve, func(error) { servers.stop() })
 	g.Add(admin.run, func(error) { admin.stop() })

@@ -175,7 +175,7 @@ func TestStatusPage(t *testing.T) {
 	}
 	got := get()
 	want := status.State{
-		Time: got.Time, Usher: status.Usher{Version: thisBuild().Version, Commit: thisBuild().Commit, Started: got.Usher.Started, Ready: true, Warnings: []string{"waits", "in grace"}},
+		Time: got.Time, Usher: status.Usher{Version: thisBuild().Version, Commit: thisBuild().Commit, GoVersion: thisBuild().GoVersion, Started: got.Usher.Started, Ready: true, Warnings: []string{"waits", "in grace"}},
 		Source: status.Source{Type: status.Consul, Answers: true}, Gateways: []status.Gateway{}, Envoys: []status.Envoy{},
 		Problems: []status.Problem{{Severity: problem.Outage, Where: "here", What: "down"}, {Severity: problem.Degraded, Where: "usher.hcl:2", What: "wrong"}},
 		Changes:  []status.Change{},

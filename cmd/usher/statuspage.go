@@ -43,7 +43,7 @@ func problemStatus(p controlplane.Reported) status.Problem {
 // usher returns which Usher this is, and whether it is ready.
 func (r *readiness) usher() status.Usher {
 	build := thisBuild()
-	u := status.Usher{Version: build.Version, Commit: build.Commit, Started: started, Ready: true, Warnings: r.warnings()}
+	u := status.Usher{Version: build.Version, Commit: build.Commit, GoVersion: build.GoVersion, Started: started, Ready: true, Warnings: r.warnings()}
 	if err := r.Ready(); err != nil {
 		u.Ready, u.Reason = false, err.Error()
 	}

@@ -60,6 +60,11 @@ func (b build) String() string {
 	return fmt.Sprintf("usher %s (%s, %s, %s)", b.Version, cmp.Or(b.Commit, "unknown commit"), b.GoVersion, b.Platform)
 }
 
+// logged returns the keys and values by which the log says which Usher this is.
+func (b build) logged() []any {
+	return []any{"version", b.Version, "commit", cmp.Or(b.Commit, "unknown"), "go", b.GoVersion}
+}
+
 // metric returns usher_build_info, whose labels say which Usher runs.
 func (b build) metric() prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{

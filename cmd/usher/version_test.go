@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/usherproxy/usher/internal/status"
 )
 
 func TestVersionNamesTheBuild(t *testing.T) {
@@ -52,12 +54,17 @@ func TestVersionIsPrintedAsLineAndAsJSON(t *testing.T) {
 	}
 }
 
-func TestBuildIsInTheMetricsAndTheLog(t *testing.T) {
+func TestBuildIsInTheMetricsTheLogAndTheStatus(t *testing.T) {
 	s, b := startServe(t, 0), thisBuild()
-	s.waitLog("msg=serving .*version=" + regexp.QuoteMeta(b.Version))
+	s.waitLog("msg=serving .*version=" + regexp.QuoteMeta(b.Version) + " commit=(unknown|[0-9a-f]+(-dirty)?) go=" + regexp.QuoteMeta(b.GoVersion))
 	want := fmt.Sprintf("\nusher_build_info{goversion=%q,revision=%q,version=%q} 1\n", b.GoVersion, b.Commit, b.Version)
 	if got := s.get("/metrics"); !strings.Contains(got, want) {
 		t.Errorf("/metrics has no %s", want)
+	}
+	_, answer, _ := strings.Cut(s.get(status.Path), "\n")
+	var state status.State
+	if err := json.Unmarshal([]byte(answer), &state); err != nil || state.Usher.Version != b.Version || state.Usher.Commit != b.Commit || state.Usher.GoVersion != b.GoVersion {
+		t.Errorf("/status has %+v (%v), want %+v", state.Usher, err, b)
 	}
 	if problems, err := testutil.CollectAndLint(b.metric()); err != nil || len(problems) > 0 {
 		t.Errorf("%v, %v", problems, err)

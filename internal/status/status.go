@@ -28,11 +28,12 @@ type State struct {
 
 // Usher says which Usher this is, and whether it is ready.
 type Usher struct {
-	Version string    `json:"version"`
-	Commit  string    `json:"commit,omitempty"`
-	Started time.Time `json:"started"`
-	Ready   bool      `json:"ready"`            // what /readyz answers
-	Reason  string    `json:"reason,omitempty"` // why it is not ready
+	Version   string    `json:"version"`
+	Commit    string    `json:"commit,omitempty"`
+	GoVersion string    `json:"goVersion"` // of the Go that it is built with
+	Started   time.Time `json:"started"`
+	Ready     bool      `json:"ready"`            // what /readyz answers
+	Reason    string    `json:"reason,omitempty"` // why it is not ready
 	// Warnings are what /readyz answers besides, without the problems.
 	Warnings []string `json:"warnings,omitempty"`
 }

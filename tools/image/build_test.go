@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,11 +18,13 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"go.uber.org/goleak"
+
+	"github.com/usherproxy/usher/tools/image/checkout"
 )
 
-// The commit that the test builds: the code of this checkout, at a fixed time.
+// The version of the commit that the test builds, and the commit's time.
 const (
-	commitTime  = "2026-02-03T04:05:06Z"
+	commitTime  = checkout.Time
 	testVersion = "v0.0.0-20260203040506-" // and 12 digits of the commit
 )
 
@@ -42,23 +43,24 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// checkout is a copy of the source with one commit, and what was built from it.
-type checkout struct {
+// buildOfCommit is a copy of the source with one commit, and what was built from it.
+type buildOfCommit struct {
 	dir, commit string
 }
 
-func (c checkout) out() string     { return filepath.Join(c.dir, "dist") }
-func (c checkout) version() string { return testVersion + c.commit[:12] }
-func (c checkout) name() string {
+func (c buildOfCommit) out() string     { return filepath.Join(c.dir, "dist") }
+func (c buildOfCommit) version() string { return testVersion + c.commit[:12] }
+func (c buildOfCommit) name() string {
 	return "docker.io/usherproxy/usher:" + strings.TrimPrefix(c.version(), "v")
 }
 
 // checkouts builds the same commit in two directories, once for all tests.
-var checkouts = sync.OnceValues(func() ([2]checkout, error) {
-	var both [2]checkout
+var checkouts = sync.OnceValues(func() ([2]buildOfCommit, error) {
+	var both [2]buildOfCommit
 	for i, dir := range []string{"a", "another/and/a/longer/path"} {
-		c, err := newCheckout(filepath.Join(workDir, dir))
-		if err == nil {
+		c := buildOfCommit{dir: filepath.Join(workDir, dir)}
+		var err error
+		if c.commit, err = checkout.Copy(filepath.Join("..", ".."), c.dir); err == nil {
 			err = run(context.Background(), []string{"build", "-source", c.dir, "-out", c.out()}, io.Discard)
 		}
 		if err != nil {
@@ -70,69 +72,13 @@ var checkouts = sync.OnceValues(func() ([2]checkout, error) {
 })
 
 // built returns the first of the two checkouts.
-func built(t *testing.T) checkout {
+func built(t *testing.T) buildOfCommit {
 	t.Helper()
 	both, err := checkouts()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return both[0]
-}
-
-// newCheckout copies the source and commits it.
-func newCheckout(dir string) (checkout, error) {
-	if err := copySource(dir); err != nil {
-		return checkout{}, err
-	}
-	for _, args := range []string{"init -q", "add -A", "commit -q -m usher"} {
-		if _, err := git(dir, strings.Fields(args)...); err != nil {
-			return checkout{}, err
-		}
-	}
-	commit, err := git(dir, "rev-parse", "HEAD")
-	return checkout{dir: dir, commit: commit}, err
-}
-
-// copySource copies the module without what tools and builds leave in it.
-func copySource(dir string) error {
-	root := filepath.Join("..", "..")
-	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		name, err := filepath.Rel(root, path)
-		if err != nil {
-			return err
-		}
-		if name != "." && strings.HasPrefix(name, ".") && name != ".gitignore" || name == "bin" || name == "dist" {
-			if d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if d.IsDir() {
-			return os.MkdirAll(filepath.Join(dir, name), 0o755)
-		}
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(dir, name), content, 0o644)
-	})
-}
-
-// git runs a command whose commits depend on nothing but the files.
-func git(dir string, args ...string) (string, error) {
-	cmd := exec.CommandContext(context.Background(), "git", args...)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null",
-		"GIT_AUTHOR_NAME=test", "GIT_AUTHOR_EMAIL=test@usher.test", "GIT_AUTHOR_DATE="+commitTime,
-		"GIT_COMMITTER_NAME=test", "GIT_COMMITTER_EMAIL=test@usher.test", "GIT_COMMITTER_DATE="+commitTime)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("git %v: %w: %s", args, err, out)
-	}
-	return strings.TrimSpace(string(out)), nil
 }
 
 // files returns the sum of each file below a directory.
@@ -195,14 +141,14 @@ func TestBuildReplacesTheLastOne(t *testing.T) {
 }
 
 // imageOf returns the image in a checkout's layout.
-func imageOf(t *testing.T, c checkout) v1.ImageIndex {
+func imageOf(t *testing.T, c buildOfCommit) v1.ImageIndex {
 	t.Helper()
 	image, _ := layoutOf(t, c)
 	return image
 }
 
 // layoutOf returns the image and the SBOMs in a checkout's layout.
-func layoutOf(t *testing.T, c checkout) (v1.ImageIndex, []v1.Image) {
+func layoutOf(t *testing.T, c buildOfCommit) (v1.ImageIndex, []v1.Image) {
 	t.Helper()
 	root, err := layout.ImageIndexFromPath(filepath.Join(c.out(), layoutDir))
 	if err != nil {

@@ -118,7 +118,7 @@ func TestLayoutHasAnSBOMForEachImage(t *testing.T) {
 }
 
 // checkSBOM compares an artifact with the image that it is about and the file in dist.
-func checkSBOM(t *testing.T, c checkout, image v1.Image, arch string, artifact v1.Image) {
+func checkSBOM(t *testing.T, c buildOfCommit, image v1.Image, arch string, artifact v1.Image) {
 	t.Helper()
 	digest, err := image.Digest()
 	if err != nil {

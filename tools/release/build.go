@@ -101,11 +101,11 @@ func (r release) compile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	image := []string{"run", "-C", filepath.Join(source, "tools", "image"), "."}
+	image := []string{"-C", filepath.Join(source, "tools", "image"), "run", "-trimpath", "."}
 	from := []string{"-source", source, "-out", work, "-version", r.version}
 	commands := [][]string{
 		slices.Concat(image, []string{"binaries", "-platforms", strings.Join(r.platforms, ",")}, from),
-		{"test", "-count=1", "-run", "^TestManualPagesAndCompletionsAreMadeFromTheCommands$", "./cmd/usher", "-manual", work},
+		{"test", "-trimpath", "-count=1", "-run", "^TestManualPagesAndCompletionsAreMadeFromTheCommands$", "./cmd/usher", "-manual", work},
 	}
 	if r.image {
 		commands = append(commands, slices.Concat(image, []string{"build"}, from))
@@ -120,12 +120,9 @@ func (r release) compile(ctx context.Context) error {
 
 // goCommand runs the go command in the source, and prints its output if it fails.
 func (r release) goCommand(ctx context.Context, args []string) error {
-	if i := slices.Index(args, "-C"); i > 0 { // it has to be the first flag
-		args = slices.Concat(args[i:i+2], args[:i], args[i+2:])
-	}
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = r.source
-	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.modified.Unix(), 10))
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.modified.Unix(), 10))
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, output)
 	}

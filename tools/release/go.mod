@@ -46,3 +46,10 @@ require (
 	golang.org/x/sys v0.49.0 // indirect
 	gopkg.in/warnings.v0 v0.1.2 // indirect
 )
+
+require (
+	github.com/usherproxy/usher/tools/image v0.0.0
+	golang.org/x/mod v0.43.0
+)
+
+replace github.com/usherproxy/usher/tools/image => ../image

@@ -2,6 +2,7 @@
 //
 //	go run . build -source DIR -out DIR -version v1.2.3 [-platforms OS/ARCH,...] [-image=false]
 //	go run . changelog -source DIR -version v1.2.3 [-date 2026-11-30]
+//	go run . notes -source DIR -version v1.2.3
 //
 // Two builds of one commit give the same bytes.
 package main
@@ -28,7 +29,7 @@ func main() {
 	}
 }
 
-const usage = "use: release build -source DIR -out DIR -version v1.2.3, or release changelog -source DIR -version v1.2.3"
+const usage = "use: release build -source DIR -out DIR -version v1.2.3, or release changelog or notes -source DIR -version v1.2.3"
 
 // run executes a command line and prints what it made to out.
 func run(ctx context.Context, args []string, out io.Writer) error {
@@ -57,6 +58,16 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 		return fold(o.source, o.version, *date)
+	case "notes":
+		if err := f.Parse(args[1:]); err != nil {
+			return err
+		}
+		text, err := notes(o.source, o.version)
+		if err != nil {
+			return err
+		}
+		_, err = io.WriteString(out, text)
+		return err
 	}
 	return fmt.Errorf("unknown command %q; %s", args[0], usage)
 }

@@ -33,6 +33,9 @@ func (p product) writePackages() ([]string, error) {
 // writePackage writes a deb or an rpm, and returns its name.
 func (p product) writePackage(kind string, contents files.Contents) (string, error) {
 	info := p.info(contents)
+	if kind == "rpm" { // of which distributions have packages with several names
+		info.Depends = []string{"/usr/sbin/useradd"}
+	}
 	if err := nfpm.PrepareForPackager(info, kind); err != nil {
 		return "", err
 	}
@@ -99,6 +102,7 @@ func (p product) contents() (files.Contents, error) {
 	c.addDirectory("/var/lib/usher", "usher", 0o700)
 	c.addGenerated(file{name: "THIRD-PARTY-LICENSES", content: p.notices}, "/usr/share/doc/usher")
 	c.add(filepath.Join(p.source, "LICENSE"), "/usr/share/doc/usher/copyright", 0o644)
+	c.add(filepath.Join(p.source, "docs", "usher-policy.hcl"), "/usr/share/usher/usher-policy.hcl", 0o644)
 	c.add(filepath.Join(p.source, "README.md"), "/usr/share/doc/usher/README.md", 0o644)
 	c.add(filepath.Join(p.source, "CHANGELOG.md"), "/usr/share/doc/usher/CHANGELOG.md", 0o644)
 	for _, f := range p.manual {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -48,8 +49,8 @@ func (p product) files() ([]file, error) {
 	}
 	binary.mode = 0o755
 	files := slices.Concat([]file{binary, {name: "THIRD-PARTY-LICENSES", content: p.notices}}, p.manual)
-	for _, name := range []string{"LICENSE", "README.md", "CHANGELOG.md"} {
-		f, err := readFile(filepath.Join(p.source, name), name)
+	for _, name := range []string{"LICENSE", "README.md", "CHANGELOG.md", "docs/usher-policy.hcl"} {
+		f, err := readFile(filepath.Join(p.source, name), path.Base(name))
 		if err != nil {
 			return nil, err
 		}

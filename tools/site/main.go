@@ -12,6 +12,12 @@ import (
 	"path/filepath"
 )
 
+// The parts in .tools that the site is built with; the Makefile and the pins under tools/ have their versions, too.
+const (
+	hugoPart       = "hugo-0.165.0"
+	miniSearchPart = "minisearch-7.2.0"
+)
+
 func main() {
 	var o options
 	flag.StringVar(&o.root, "root", ".", "the directory of the repository")
@@ -69,7 +75,7 @@ func writeInput(dir string, pages []page, repository string, o options) error {
 	if err := copyPictures(filepath.Join(dir, "static"), filepath.Join(o.root, "docs")); err != nil {
 		return err
 	}
-	library := filepath.Join(o.tools, "minisearch-7.2.0", "package")
+	library := filepath.Join(o.tools, miniSearchPart, "package")
 	for to, from := range map[string]string{"minisearch.js": "dist/es/index.js", "minisearch-license.txt": "LICENSE.txt"} {
 		if err := copyFile(filepath.Join(dir, "static", "assets", to), filepath.Join(library, from)); err != nil {
 			return err
@@ -115,7 +121,7 @@ func hugo(ctx context.Context, dir string, o options) error {
 	if err := os.RemoveAll(out); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(o.tools, "hugo-0.165.0", "hugo"), "--panicOnWarning", "--noBuildLock",
+	cmd := exec.CommandContext(ctx, filepath.Join(o.tools, hugoPart, "hugo"), "--panicOnWarning", "--noBuildLock",
 		"--source", dir, "--destination", out, "--cacheDir", filepath.Join(dir, "cache"))
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("hugo: %w\n%s", err, output)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"maps"
 	"net/http"
@@ -36,7 +37,7 @@ func TestSite(t *testing.T) {
 func buildSite(t *testing.T) fs.FS {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "site")
-	tools := filepath.Dir(filepath.Dir(testprocess.Tool(t, "hugo-0.165.0", "hugo")))
+	tools := filepath.Dir(filepath.Dir(testprocess.Tool(t, hugoPart, "hugo")))
 	if err := build(t.Context(), options{root: "../..", out: out, tools: tools}); err != nil {
 		t.Fatal(err)
 	}
@@ -200,17 +201,16 @@ func inABrowser(t *testing.T, site fs.FS) {
 	dark := browser.View{Width: 1440, Height: 900, Dark: true}
 	phone := browser.View{Width: 360, Height: 780}
 	b := browser.Start(t)
-	tab := b.Open(t, server.URL, wide)
+	tab := b.Open(t, server.URL, phone)
 	for _, page := range slices.Sorted(maps.Keys(documents(t, site))) {
 		tab.Go(t, server.URL+page)
-		tab.Look(t, phone)
 		var overflows bool
 		if tab.Eval(t, "document.documentElement.scrollWidth > innerWidth", &overflows); overflows {
 			t.Errorf("%s is wider than a phone", page)
 		}
 		tab.Screenshot(t, "phone"+strings.ReplaceAll(page, "/", "-"))
-		tab.Look(t, wide)
 	}
+	tab.Look(t, wide)
 	for _, page := range []string{"/", "/settings/", "/cutover/"} {
 		tab.Go(t, server.URL+page)
 		for name, view := range map[string]browser.View{"wide": wide, "dark": dark, "phone": phone} {
@@ -223,14 +223,58 @@ func inABrowser(t *testing.T, site fs.FS) {
 		tab.Look(t, wide)
 	}
 	searches(t, tab)
+	tab.Go(t, server.URL+"/quickstart-vm/")
+	copiesCommands(t, tab)
+	tab.Look(t, phone)
+	tab.Go(t, server.URL)
+	unfoldsTheMenu(t, tab)
 }
 
-// The search finds a setting by the beginning of its name, and goes to its heading.
+// The search finds a setting by the beginning of its name, and leads to its heading.
 func searches(t *testing.T, tab *browser.Tab) {
 	tab.Eval(t, `document.querySelector(".search input").focus(), 0`, nil)
 	tab.Press(t, "trusted_cid")
 	tab.WaitFor(t, `document.querySelector("#search-results a")?.textContent.includes("trusted_cidrs")`)
 	tab.Screenshot(t, "search")
-	tab.Eval(t, `document.querySelector("#search-results a").click(), 0`, nil)
+	follow(t, tab, "#search-results a")
 	tab.WaitFor(t, `location.hash && document.querySelector(decodeURIComponent(location.hash))`)
+}
+
+// The button of a console block copies its commands, without prompts and output.
+func copiesCommands(t *testing.T, tab *browser.Tab) {
+	var copied []string
+	tab.Eval(t, `(async () => {
+		const copied = [];
+		Object.defineProperty(navigator, "clipboard", { value: { writeText: async (text) => copied.push(text) } });
+		for (const code of document.querySelectorAll(".code:has([data-lang=console])")) code.querySelector("button").click();
+		return copied;
+	})()`, &copied)
+	if len(copied) == 0 || !strings.HasPrefix(copied[0], "systemctl is-active gateway\ngrep ExecStart= ") {
+		t.Errorf("the buttons copy %q, want the commands of the quickstart", copied)
+	}
+	for _, text := range copied {
+		for line := range strings.Lines(text) {
+			if strings.HasPrefix(line, "$ ") || strings.HasPrefix(line, "...") || line == "active\n" {
+				t.Errorf("a button copies the line %q, which is no command", line)
+			}
+		}
+	}
+}
+
+// A phone has the menu folded up. It leads to another page.
+func unfoldsTheMenu(t *testing.T, tab *browser.Tab) {
+	const shown = `document.querySelector(".menu a[href$='glossary/']").checkVisibility({ contentVisibilityAuto: true })`
+	tab.WaitFor(t, "!"+shown)
+	tab.Eval(t, `document.querySelector(".menu summary").click(), 0`, nil)
+	tab.WaitFor(t, shown)
+	tab.Screenshot(t, "menu")
+	follow(t, tab, ".menu a[href$='glossary/']")
+	tab.WaitFor(t, `document.querySelector("h1").textContent === "Glossary" && !`+shown)
+}
+
+// follow goes where a link leads.
+func follow(t *testing.T, tab *browser.Tab, link string) {
+	var to string
+	tab.Eval(t, fmt.Sprintf("document.querySelector(%q).href", link), &to)
+	tab.Go(t, to)
 }

@@ -1,6 +1,7 @@
-// On a narrow window, the menu is folded up until it is asked for.
-if (matchMedia("(max-width: 860px)").matches) document.querySelector(".menu").open = false;
-document.querySelector(".menu [aria-current]")?.scrollIntoView({ block: "nearest" });
+// The menu is open on a wide window, and folded up on a narrow one.
+const menu = document.querySelector(".menu");
+menu.open = !matchMedia("(max-width: 860px)").matches;
+menu.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
 
 // A button copies a block of code: of one with prompts, the commands.
 for (const pre of document.querySelectorAll("article pre")) {
@@ -17,10 +18,17 @@ for (const pre of document.querySelectorAll("article pre")) {
   around.append(pre, button);
 }
 
+// commands returns the lines with a prompt, without it, and those with which such a line goes on; or the whole text if it has
+// no prompt.
 function commands(text) {
-  const lines = text.split("\n");
-  const prompts = lines.filter((line) => line.startsWith("$ "));
-  return prompts.length ? prompts.map((line) => line.slice(2)).join("\n") + "\n" : text;
+  if (!/^\$ /m.test(text)) return text;
+  let goesOn = false;
+  const lines = text.split("\n").filter((line) => {
+    const isCommand = goesOn || line.startsWith("$ ");
+    goesOn = isCommand && /(\\|\||&&)\s*$/.test(line);
+    return isCommand;
+  });
+  return lines.map((line) => line.replace(/^\$ /, "") + "\n").join("");
 }
 
 // The search loads its index when it is used first.

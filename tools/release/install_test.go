@@ -1,0 +1,78 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestDebIsInstalledStartedUpgradedAndPurged(t *testing.T) {
+	if left := inCopyOfSystem(t, "deb.sh", "systemd"); left != "" {
+		t.Errorf("after the purge there is still:\n%s", left)
+	}
+}
+
+func TestDebWorksWithoutSystemd(t *testing.T) {
+	if left := inCopyOfSystem(t, "deb-without-systemd.sh", "chroot"); left != "" {
+		t.Errorf("after the purge there is still:\n%s", left)
+	}
+}
+
+func TestRPMIsInstalledUpgradedAndRemoved(t *testing.T) {
+	inCopyOfSystem(t, "rpm.sh", "chroot")
+}
+
+// The page has commands for systems without a package. They lead to the same.
+func TestArchiveIsInstalledByHandLikeTheDeb(t *testing.T) {
+	page, err := os.ReadFile("../../docs/install.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands, _, ok := strings.Cut(string(page)[max(0, strings.Index(string(page), "tar -xzf usher_")):], "```")
+	if !ok || !strings.HasPrefix(commands, "tar ") {
+		t.Fatal("docs/install.md has no commands for the archive")
+	}
+	if left := inCopyOfSystem(t, "by-hand.sh", "chroot", file{name: "commands", content: []byte(commands)}); left != "" {
+		t.Errorf("after the purge there is still:\n%s", left)
+	}
+}
+
+// inCopyOfSystem runs a script of testdata with the packages and other files in a copy of this system, and returns what is
+// left in it. With systemd, there is a Consul, too.
+func inCopyOfSystem(t *testing.T, script, runner string, files ...file) (left string) {
+	t.Helper()
+	l, packages := builtForLinux(t), t.TempDir()
+	for name, file := range map[string]string{
+		"old.deb": filepath.Join(l.first.dist, "usher_0.1.0-1_amd64.deb"), "new.deb": filepath.Join(l.next.dist, "usher_0.2.0-1_amd64.deb"),
+		"old.rpm": filepath.Join(l.first.dist, "usher-0.1.0-1.x86_64.rpm"), "new.rpm": filepath.Join(l.next.dist, "usher-0.2.0-1.x86_64.rpm"),
+		"usher_0.1.0_linux_amd64.tar.gz": filepath.Join(l.first.dist, "usher_0.1.0_linux_amd64.tar.gz"),
+	} {
+		if err := os.Link(file, filepath.Join(packages, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range files {
+		if err := os.WriteFile(filepath.Join(packages, f.name), f.content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	consul, err := filepath.Abs("../../.tools/consul-1.22.7/consul")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private",
+		"testdata/copy-of-system.sh", "testdata/"+script, runner, packages, consul)
+	output, err := cmd.CombinedOutput()
+	text := string(output)
+	if err != nil {
+		t.Fatalf("%v:\n%s", err, text)
+	}
+	_, left, ok := strings.Cut(text, "== done\n")
+	if !ok {
+		t.Fatalf("the script did not come to its end:\n%s", text)
+	}
+	_, left, _ = strings.Cut(left, "== left\n")
+	return left
+}

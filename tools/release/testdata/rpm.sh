@@ -1,0 +1,34 @@
+# Installs, upgrades and removes the rpm with the rpm of Debian, whose packages it does not know.
+set -eu
+fail() { echo "FAIL: $*"; exit 1; }
+want() { [[ $2 == "$3" ]] || fail "$1: got '$2', want '$3'"; }
+rpm() { command rpm --dbpath /packages/rpmdb --nodeps "$@"; }
+query() { command rpm --dbpath /packages/rpmdb -q "$@"; }
+
+for script in 'preinstall scriptlet' 'postinstall scriptlet' 'preuninstall scriptlet' 'postuninstall scriptlet'; do
+	query -p --scripts /packages/old.rpm | grep -q "^$script" || fail "there is no $script"
+done
+query -p --requires /packages/old.rpm | grep -qx /usr/sbin/useradd || fail "it does not require useradd"
+want "the config files" "$(query -p --configfiles /packages/old.rpm | xargs)" "/etc/default/usher /etc/usher/usher.hcl"
+
+rpm --install /packages/old.rpm
+want "the config directory" "$(stat -c '%U:%G %a' /etc/usher)" "root:usher 750"
+want "the config file" "$(stat -c '%U:%G %a' /etc/usher/usher.hcl)" "root:usher 640"
+want "the report key" "$(stat -c '%U:%G %a' /etc/usher/report-key)" "root:usher 640"
+want "the state directory" "$(stat -c '%U:%G %a' /var/lib/usher)" "usher:usher 700"
+[[ $(usher version) == "usher v0.1.0 ("* ]] || fail "usher version: $(usher version)"
+want "differences from the package" "$(query --verify --nodeps usher || true)" ""
+echo '# set by the administrator' >>/etc/usher/usher.hcl
+cp -a /etc/usher /packages/etc-usher
+
+rpm --upgrade /packages/new.rpm
+[[ $(usher version) == "usher v0.2.0 ("* ]] || fail "usher version after the upgrade: $(usher version)"
+cmp /etc/usher/usher.hcl /packages/etc-usher/usher.hcl || fail "the upgrade changed usher.hcl"
+cmp /etc/usher/report-key /packages/etc-usher/report-key || fail "the upgrade changed the key"
+
+rpm --erase usher
+for file in /usr/bin/usher /usr/lib/systemd/system/usher.service /etc/default/usher /usr/share/man/man1/usher.1.gz; do
+	[[ ! -e $file ]] || fail "$file is left"
+done
+cmp /etc/usher/usher.hcl.rpmsave /packages/etc-usher/usher.hcl || fail "the removal has removed the administrator's settings"
+echo "== done"
