@@ -5,6 +5,7 @@ package charts
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/usherproxy/usher/internal/testing/pages"
@@ -18,5 +19,18 @@ func TestValuesOfThePagesAreRendered(t *testing.T) {
 	}
 	if objects, refused := template(t, "usher", "-f", values); refused != "" || len(objects) == 0 {
 		t.Errorf("helm renders %d objects: %s", len(objects), refused)
+	}
+}
+
+// TestSettingsOfThePage renders the chart with the settings that the page for Kubernetes shows.
+func TestSettingsOfThePage(t *testing.T) {
+	values := writeValues(t, []byte(pages.Find(t, "docs/kubernetes.md", "# A further -f")[0].Text))
+	rendered, failure := template(t, "usher", "-f", values)
+	if failure != "" {
+		t.Fatal(failure)
+	}
+	config := string(asJSON(t, find(t, rendered, "ConfigMap", "usher-config")["data"]))
+	if !strings.Contains(config, "ingress-gateway") || !strings.Contains(config, "strict") {
+		t.Errorf("Usher's config file is %s", config)
 	}
 }

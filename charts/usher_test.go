@@ -17,7 +17,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/usherproxy/usher/internal/testing/golden"
-	"github.com/usherproxy/usher/internal/testing/pages"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
@@ -249,19 +248,6 @@ func TestNames(t *testing.T) {
 		if !strings.Contains(end.Stdout, "http://"+c.host+":8500") {
 			t.Errorf("%v: the address of Consul is not %s:\n%s", c.set, c.host, end.Stdout)
 		}
-	}
-}
-
-// TestSettingsOfThePage renders the chart with the settings that the page for Kubernetes shows.
-func TestSettingsOfThePage(t *testing.T) {
-	values := writeValues(t, []byte(pages.Find(t, "docs/kubernetes.md", "# A further -f")[0].Text))
-	rendered, failure := template(t, "usher", "-f", values)
-	if failure != "" {
-		t.Fatal(failure)
-	}
-	config := string(asJSON(t, find(t, rendered, "ConfigMap", "usher-config")["data"]))
-	if !strings.Contains(config, "ingress-gateway") || !strings.Contains(config, "strict") {
-		t.Errorf("Usher's config file is %s", config)
 	}
 }
 

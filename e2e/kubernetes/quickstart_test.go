@@ -39,6 +39,7 @@ func (r *consulRelease) newReader(t *testing.T, replace ...string) *pages.Reader
 			" --wait", "",
 			"registry.example.com/usher", "registry.example.com/usherproxy/usher",
 			"consul.aclSetup.enabled=true", "consul.aclSetup.enabled=true --set balancerGrace="+r.grace().String(),
+			"<your service>", "static-server",
 			"<the load balancer>", r.balancer.Host.IP.String(),
 		),
 		Fails: map[string]int{ // grep counts none
@@ -73,7 +74,7 @@ func (r *consulRelease) followQuickstart(t *testing.T) {
 	reader.Follow(t, pages.Section(t, "docs/quickstart-kubernetes.md", "Switch on PROXY protocol"))
 	r.balancer.WaitHeader(t, lab.SendV2)
 	r.waitAuto(t, gateway, "strict")
-	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "kubectl --namespace consul get service"))
+	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "kubectl --namespace consul get service consul-consul-ingress-gateway\ncurl"))
 	r.wantClientAddress(t)
 
 	// New streams with new tokens, as after the kubelet's rotation.
