@@ -45,7 +45,11 @@ func StartMachine(t *testing.T, h *Host, programs, files map[string]string) *Mac
 		args = append(args, path, "/usr/local/bin/"+name)
 	}
 	for on, path := range files {
-		args = append(args, path, on)
+		absolute, err := filepath.Abs(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, absolute, on)
 	}
 	m := &Machine{host: h, process: testprocess.Start(t, testprocess.Command{
 		Name: "the machine " + h.Name, Path: testprocess.Debian(t, "unshare", "util-linux"), Args: args, Host: h,
