@@ -104,7 +104,7 @@ func newGroup(t *testing.T) string {
 	if _, err := os.Stat(filepath.Join(parent, "cgroup.controllers")); err != nil {
 		parent = "/sys/fs/cgroup/unified"
 	}
-	group, err := os.MkdirTemp(parent, "usher-e2e-")
+	group, err := os.MkdirTemp(parent, "usher-e2e-") //nolint:usetesting // it is a cgroup
 	if err != nil {
 		t.Fatalf("make a cgroup (the e2e tests need root and cgroups of version 2): %v", err)
 	}
