@@ -199,7 +199,7 @@ site-test: debian $(HUGO) $(AXE) ## Build the site twice, check every link, and 
 .PHONY: diagrams
 diagrams: $(D2) ## Draw docs/diagrams/*.d2 as SVG
 	@for diagram in $(filter-out %/style.d2,$(wildcard docs/diagrams/*.d2)); do \
-		.tools/d2-0.7.2/d2 --omit-version "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
+		.tools/d2-0.7.2/d2 --omit-version --scale 1 "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
 	done
 
 .PHONY: pictures

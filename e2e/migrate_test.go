@@ -43,7 +43,7 @@ func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	if command := commandOf(pages.Find(t, "docs/cutover.md", "consul connect envoy")); !strings.HasSuffix(command, "-grpc-addr http://127.0.0.1:18000 -admin-bind 127.0.0.1:19001") {
 		t.Errorf("the new Envoy has other flags than the test gives it: %s", command)
 	}
-	c.replaceEnvoy(t, commandOf(pages.Find(t, "docs/cutover.md", "usher cutover --start")), s.usher.GRPCAddr, 19001)
+	c.replaceEnvoy(t, commandOf(pages.Section(t, "docs/cutover.md", "Five commands")[3:]), s.usher.GRPCAddr, 19001)
 
 	c.run(t, strings.Replace(commandOf(pages.Find(t, "docs/cutover.md", "usher probe --expect permissive")), "<the gateway>", lab.GatewayIP, 1))
 

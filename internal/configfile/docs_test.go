@@ -65,7 +65,7 @@ func TestSettingsInDocumentsAreRead(t *testing.T) {
 func wantRead(t *testing.T, page, text string) settings.File {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "usher.hcl")
-	write(t, path, text)
+	write(t, path, strings.ReplaceAll(text, "<the load balancer>", "192.0.2.10"))
 	f, err := Open(path, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Errorf("%s has settings that are refused: %v\n%s", page, err, text)

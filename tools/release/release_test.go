@@ -35,11 +35,10 @@ const sourceDate = "1770091506"
 // made is a directory with a release, the copy of the source that it is built from, and its commit; "" without git.
 type made struct{ source, dist, commit string }
 
-// newCopy copies the source, with a git repository or without.
-func newCopy(name string, withGit bool) (made, error) {
+// newCopy copies a source, with a git repository or without.
+func newCopy(root, name string, withGit bool) (made, error) {
 	m := made{source: filepath.Join(workDir, name)}
 	m.dist = filepath.Join(m.source, "dist")
-	root := filepath.Join("..", "..")
 	var err error
 	if withGit {
 		m.commit, err = checkout.Copy(root, m.source)
@@ -60,13 +59,13 @@ type forLinux struct{ first, second, next made }
 
 // linux makes the releases for Linux, once for all tests.
 var linux = sync.OnceValues(func() (l forLinux, err error) {
-	if l.first, err = newCopy("a", true); err != nil {
+	if l.first, err = newCopy(filepath.Join("..", ".."), "a", true); err != nil {
 		return l, err
 	}
-	if l.second, err = newCopy("another/and/a/longer/path", true); err != nil {
+	if l.second, err = newCopy(l.first.source, "another/and/a/longer/path", true); err != nil {
 		return l, err
 	}
-	if l.next, err = newCopy("next", true); err != nil {
+	if l.next, err = newCopy(l.first.source, "next", true); err != nil {
 		return l, err
 	}
 	if err = appendTo(filepath.Join(l.next.source, "tools/release/package/usher.hcl"), "# This line is new.\n"); err != nil {
@@ -107,15 +106,16 @@ func TestTwoBuildsOfACommitAreTheSameBytes(t *testing.T) {
 func TestTwoBuildsOfAnArchiveOfTheSourceAreTheSameBytes(t *testing.T) {
 	t.Setenv("SOURCE_DATE_EPOCH", sourceDate)
 	var dists []string
-	for _, name := range []string{"darwin", "another/directory/for/darwin/directory"} {
-		m, err := newCopy(name, false)
+	source := filepath.Join("..", "..")
+	for _, name := range []string{"darwin", "another/directory/for/darwin"} {
+		m, err := newCopy(source, name, false)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := m.build("v0.1.0", "darwin/arm64"); err != nil {
 			t.Fatal(err)
 		}
-		dists = append(dists, m.dist)
+		source, dists = m.source, append(dists, m.dist)
 	}
 	compare(t, dists[0], dists[1],
 		"usher_0.1.0_darwin_arm64.tar.gz", "usher_0.1.0_darwin_arm64.cdx.json", "usher-0.1.0.tgz", "SHA256SUMS")
