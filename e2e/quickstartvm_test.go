@@ -44,7 +44,7 @@ func TestQuickstartOnAVM(t *testing.T) {
 		Shell:     machine.Shell(),
 		Elsewhere: map[string]testprocess.Command{"On a client": {Host: l.Client}},
 		Replace: []string{
-			"<the gateway>", lab.GatewayIP, "<the load balancer>", lab.BalancerIP, "10.0.1.1", lab.GatewayIP, "<the client>", lab.ClientIP, "<a service>", "static-server",
+			"<the gateway>", lab.GatewayIP, "<the load balancer>", lab.BalancerIP, "10.0.1.1", lab.GatewayIP, "10.0.16.0/20", lab.BalancerIP + "/32", "<the client>", lab.ClientIP, "<a service>", "static-server",
 		},
 	})
 	before := r.Type(t, "systemctl enable --quiet --now gateway; "+everyFile)

@@ -45,7 +45,11 @@ func StartMachine(t *testing.T, h *Host, programs, files map[string]string) *Mac
 		args = append(args, path, "/usr/local/bin/"+name)
 	}
 	for on, path := range files {
-		args = append(args, path, on)
+		absolute, err := filepath.Abs(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, absolute, on)
 	}
 	m := &Machine{host: h, process: testprocess.Start(t, testprocess.Command{
 		Name: "the machine " + h.Name, Path: testprocess.Debian(t, "unshare", "util-linux"), Args: args, Host: h,
@@ -100,7 +104,7 @@ func newGroup(t *testing.T) string {
 	if _, err := os.Stat(filepath.Join(parent, "cgroup.controllers")); err != nil {
 		parent = "/sys/fs/cgroup/unified"
 	}
-	group, err := os.MkdirTemp(parent, "usher-e2e-")
+	group, err := os.MkdirTemp(parent, "usher-e2e-") //nolint:usetesting // it is a cgroup
 	if err != nil {
 		t.Fatalf("make a cgroup (the e2e tests need root and cgroups of version 2): %v", err)
 	}

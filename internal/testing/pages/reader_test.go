@@ -3,6 +3,8 @@
 package pages
 
 import (
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -64,4 +66,38 @@ func TestReader(t *testing.T) {
 	if got := r.Type(t, `pwd; cat file.yaml; echo "$x"`); !strings.HasSuffix(got, "/here\na: 'b'\n1  2\n") {
 		t.Errorf("the first terminal prints %q", got)
 	}
+}
+
+// TestReaderSeesDifferences wants a failure for another output, another exit status and a block that cannot be followed.
+func TestReaderSeesDifferences(t *testing.T) {
+	for what, page := range map[string]string{
+		"another output":      "~~~console\n$ echo one\ntwo\n~~~\n",
+		"an output not shown": "~~~console\n$ echo one\n~~~\n",
+		"a failure":           "~~~sh\n(exit 3)\n~~~\n",
+		"another text":        "~~~sh\necho one\n~~~\n~~~text\ntwo\n~~~\n",
+		"no file":             "~~~yaml\na: b\n~~~\n",
+	} {
+		if follows(t, ticked(page)) {
+			t.Errorf("%s: the reader sees nothing wrong:\n%s", what, page)
+		}
+	}
+	if !follows(t, ticked("~~~console\n$ echo one\none\n~~~\n")) {
+		t.Error("the reader does not follow a page that is right")
+	}
+}
+
+// pageToFollow is the variable with the page of a process that follows.
+const pageToFollow = "USHER_TEST_PAGE"
+
+// follows reports whether a reader can follow a page, in a process that a difference fails.
+func follows(t *testing.T, page string) bool {
+	t.Helper()
+	reader := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFollowAPage$")
+	reader.Env = append(os.Environ(), pageToFollow+"="+page)
+	return reader.Run() == nil
+}
+
+// TestFollowAPage is the other process of TestReaderSeesDifferences; otherwise there is no page.
+func TestFollowAPage(t *testing.T) {
+	NewReader(t, Options{}).Follow(t, Parse("docs/page.md", os.Getenv(pageToFollow)))
 }
