@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
-	"golang.org/x/sys/unix"
 
 	"github.com/usherproxy/usher/internal/filewatch"
 )
@@ -90,7 +89,7 @@ func newDialer() *net.Dialer {
 				return nil
 			}
 			return errors.Join(c.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadTime.Milliseconds()))
+				err = setDeadTime(int(fd), deadTime)
 			}), err)
 		},
 	}
