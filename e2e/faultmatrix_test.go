@@ -155,7 +155,6 @@ const (
 // starts. No request fails, nothing that an Envoy has is removed or emptied,
 // nothing panics, and once the fault is gone a change in Consul arrives.
 func TestFaultMatrix(t *testing.T) {
-	t.Parallel()
 	begin := time.Now()
 	f := startFaultLab(t)
 	live, restart := newFaultTable("live", faultCells()), newFaultTable("restart", faultCells())
@@ -170,7 +169,7 @@ func TestFaultMatrix(t *testing.T) {
 		w := f.startRestartWorker(t, liveWorkers+i)
 		workers = append(workers, func(t *testing.T) { restart.work(t, w) })
 	}
-	// The workers are not parallel by t.Parallel, which lets no more run at once than there are processors:
+	// Not by t.Parallel, which lets no more run at once than there are processors:
 	// a cell waits most of its time.
 	wantAllAsked(t, ready[0].usher)
 	t.Logf("%v until everything runs", time.Since(begin).Round(time.Second))
