@@ -14,6 +14,10 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const session = `
+~~~sh
+mkdir here
+~~~
+
 Write ~here/file.yaml~:
 
 ~~~yaml
@@ -76,6 +80,7 @@ func TestReaderSeesDifferences(t *testing.T) {
 		"a failure":           "~~~sh\n(exit 3)\n~~~\n",
 		"another text":        "~~~sh\necho one\n~~~\n~~~text\ntwo\n~~~\n",
 		"no file":             "~~~yaml\na: b\n~~~\n",
+		"no directory":        "Write ~here/file.yaml~:\n\n~~~yaml\na: b\n~~~\n",
 	} {
 		if follows(t, ticked(page)) {
 			t.Errorf("%s: the reader sees nothing wrong:\n%s", what, page)
