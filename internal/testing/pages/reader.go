@@ -127,7 +127,7 @@ func (r *Reader) terminal(b Block) (name string, mayGoOn bool) {
 		}
 	}
 	if name := b.terminal(); name != "" {
-		return name, true
+		return name, name != firstTerminal
 	}
 	return firstTerminal, false
 }

@@ -49,6 +49,8 @@ cat <missing>/file.yaml |
 (exit 3)
 ~~~
 
+Back in the first terminal:
+
 ~~~console
 $ (echo "to stderr" >&2; exit 4)
 to stderr
