@@ -20,6 +20,7 @@ type exception struct{ page, beginning, reason string }
 // Reasons of several.
 const (
 	needsCluster  = "it is for a cluster with the reader's own names; make kubernetes runs the quickstart on the real chart"
+	needsCloud    = "it needs an account of a cloud"
 	needsKubelet  = "it asks a kubelet, and the cluster of make kubernetes has none"
 	needsRegistry = "it pushes to a registry of the reader's; TestPushedImageIsTheBuiltOneAndLeadsToItsSBOMs in tools/image pushes"
 	isAFragment   = "it is a part of a file of another program"
@@ -49,6 +50,8 @@ var notTested = []exception{
 	{"docs/performance.md", "2 cores", isAnExample},
 	{"docs/quickstart-kubernetes.md", "make push", needsRegistry},
 	{"docs/quickstart-kubernetes.md", "kubectl --namespace consul logs", needsKubelet},
+	{"docs/quickstart-vm.md", "aws elbv2 describe", needsCloud},
+	{"docs/quickstart-vm.md", "aws elbv2 modify", needsCloud},
 	{"docs/settings.md", "kubectl patch", needsCluster},
 	{"docs/settings.md", "apiVersion", isAFragment},
 	{"docs/state.md", "[Service]", isAFragment},
