@@ -55,6 +55,7 @@ var notTested = []exception{
 	{"docs/settings.md", "kubectl patch", needsCluster},
 	{"docs/settings.md", "apiVersion", isAFragment},
 	{"docs/state.md", "[Service]", isAFragment},
+	{"docs/state.md", "kubectl --namespace consul create secret", needsCluster},
 	{"docs/status-page.md", "ssh", "it logs in at a machine of the reader's"},
 	{"docs/support.md", "kubectl exec", needsKubelet},
 	{"docs/troubleshooting.md", "curl --silent --head https", "no service of the lab redirects; TestHeaders sees the header that is the reason"},
