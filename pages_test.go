@@ -20,6 +20,7 @@ type exception struct{ page, beginning, reason string }
 // Reasons of several.
 const (
 	needsCluster  = "it is for a cluster with the reader's own names; make kubernetes runs the quickstart on the real chart"
+	needsCloud    = "it needs an account of a cloud"
 	needsKubelet  = "it asks a kubelet, and the cluster of make kubernetes has none"
 	needsRegistry = "it pushes to a registry of the reader's; TestPushedImageIsTheBuiltOneAndLeadsToItsSBOMs in tools/image pushes"
 	isAFragment   = "it is a part of a file of another program"
@@ -49,9 +50,12 @@ var notTested = []exception{
 	{"docs/performance.md", "2 cores", isAnExample},
 	{"docs/quickstart-kubernetes.md", "make push", needsRegistry},
 	{"docs/quickstart-kubernetes.md", "kubectl --namespace consul logs", needsKubelet},
+	{"docs/quickstart-vm.md", "aws elbv2 describe", needsCloud},
+	{"docs/quickstart-vm.md", "aws elbv2 modify", needsCloud},
 	{"docs/settings.md", "kubectl patch", needsCluster},
 	{"docs/settings.md", "apiVersion", isAFragment},
 	{"docs/state.md", "[Service]", isAFragment},
+	{"docs/state.md", "kubectl --namespace consul create secret", needsCluster},
 	{"docs/status-page.md", "ssh", "it logs in at a machine of the reader's"},
 	{"docs/support.md", "kubectl exec", needsKubelet},
 	{"docs/troubleshooting.md", "curl --silent --head https", "no service of the lab redirects; TestHeaders sees the header that is the reason"},

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -20,25 +21,33 @@ const gatewayUnit = `[Unit]
 After=network-online.target consul.service
 
 [Service]
-ExecStart=/usr/local/bin/consul connect envoy -gateway=ingress -register -service ingress-gateway -address ` + lab.GatewayIP + `:8888 -ignore-envoy-compatibility -- --file-flush-interval-msec 20
+ExecStart=/usr/local/bin/consul connect envoy -gateway=ingress -register -service ingress-gateway -address ` + lab.GatewayIP + `:8888 -grpc-addr=https://127.0.0.1:8503 -admin-bind 127.0.0.1:19000 -ignore-envoy-compatibility -- --file-flush-interval-msec 20
 
 [Install]
 WantedBy=multi-user.target
 `
 
+// gatewayDropIn has the environment of consul connect envoy, with the gateway's token in the place of %s.
+const gatewayDropIn = `[Service]
+Environment=CONSUL_HTTP_ADDR=https://127.0.0.1:8501 CONSUL_CACERT=/etc/consul.d/ca.pem CONSUL_GRPC_CACERT=/etc/consul.d/ca.pem CONSUL_HTTP_TOKEN=%s
+`
+
 // TestQuickstartOnAVM follows docs/quickstart-vm.md on a clean Debian that systemd has booted, from the installation of the
-// package to its removal. While it does, a client makes requests through the load balancer, and none fails. In the end, the
-// gateway is what it was before, and nothing of Usher is left.
+// package to its removal, with a Consul that has ACLs and TLS. While it does, a client makes requests through the load
+// balancer, and none fails. In the end, the gateway is what it was before, and nothing of Usher is left.
 func TestQuickstartOnAVM(t *testing.T) {
 	t.Parallel()
-	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, true)
 	lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: l.Gateway, Join: l.Consul})
 	dir := testprocess.NewDir(t)
 	machine := lab.StartMachine(t, l.Gateway,
 		map[string]string{"consul": l.Consul.Binary, "envoy": lab.EnvoyBinary(t, lab.EnvoyNew)},
 		map[string]string{
 			"/etc/systemd/system/gateway.service": lab.WriteFile(t, dir, "gateway.service", gatewayUnit),
-			"/root/usher_0.1.0-1_amd64.deb":       lab.Release(t, "usher_*_*.deb"),
+			"/etc/systemd/system/gateway.service.d/consul.conf": lab.WriteFile(t, dir, "consul.conf",
+				fmt.Sprintf(gatewayDropIn, l.Consul.NewToken(t, "ingress-gateway", gatewayRules))),
+			"/etc/consul.d/ca.pem":          l.Consul.Security.CAFile,
+			"/root/usher_0.1.0-1_amd64.deb": lab.Release(t, "usher_*_*.deb"),
 		})
 	r := pages.NewReader(t, pages.Options{
 		Shell:     machine.Shell(),
@@ -54,6 +63,11 @@ func TestQuickstartOnAVM(t *testing.T) {
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Quickstart: a gateway on a VM"))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Install Usher"))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Say what the gateway should do"))
+	r.Type(t, manage)
+	r.Follow(t, pages.Section(t, "docs/install.md", "Consul with TLS"))
+	r.Follow(t, pages.Section(t, "docs/install.md", "Usher's token"))
+	r.Type(t, "unset CONSUL_HTTP_TOKEN; rm usher-policy.hcl")
+	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Give Usher access to Consul"))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Start Usher"))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Move the gateway"))
 	r.Follow(t, pages.Find(t, "docs/cutover.md", "old   "))
@@ -68,11 +82,15 @@ func TestQuickstartOnAVM(t *testing.T) {
 	l.HAProxy.SetHeader(t, lab.SendNone)
 	r.Follow(t, back[1:])
 	load.WaitMore(t)
+	r.Type(t, manage)
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Remove Usher"))
 
 	load.WaitMore(t)
 	load.WantNoFailures(t)
 	l.WaitMode(t, l.Gateway, "off")
+	if left := r.Type(t, "export CONSUL_CACERT=/etc/consul.d/ca.pem; consul acl policy list; consul acl token list"); strings.Contains(left, "usher") || !strings.Contains(left, "ingress-gateway") {
+		t.Errorf("after the removal of Usher, Consul has\n%s", left)
+	}
 	if after := r.Type(t, everyFile); after != before {
 		t.Errorf("after the removal of Usher, the machine has other files (-before +after):\n%s", cmp.Diff(strings.Split(before, "\n"), strings.Split(after, "\n")))
 	}
@@ -80,6 +98,9 @@ func TestQuickstartOnAVM(t *testing.T) {
 
 // everyFile lists the files of the machine, except what its programs write at any time.
 const everyFile = `find / -xdev \( -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /tmp \) -prune -o -type f -print | sort`
+
+// manage gives the shell a token that may write ACLs.
+const manage = "export CONSUL_HTTP_TOKEN=" + lab.ManagementToken
 
 // TestInstallationWithoutAPackage follows docs/install.md where Usher comes from the archive of a release,
 // on a clean Debian with a Consul whose ACLs are on.
@@ -90,14 +111,12 @@ func TestInstallationWithoutAPackage(t *testing.T) {
 	machine := lab.StartMachine(t, l.Gateway, map[string]string{"consul": consul.Binary}, map[string]string{
 		"/root/usher_0.1.0_linux_amd64.tar.gz": lab.Release(t, "usher_*.tar.gz"),
 		"/root/SHA256SUMS":                     lab.Release(t, "SHA256SUMS"),
-		"/root/usher-policy.hcl":               "../docs/usher-policy.hcl",
 	})
 	r := pages.NewReader(t, pages.Options{Shell: machine.Shell()})
 	r.Follow(t, pages.Find(t, "docs/install.md", "sha256sum --check"))
 	r.Follow(t, pages.Section(t, "docs/install.md", "tar.gz"))
-	r.Type(t, "cd; export CONSUL_HTTP_TOKEN="+lab.ManagementToken)
+	r.Type(t, "cd; "+manage)
 	r.Follow(t, pages.Section(t, "docs/install.md", "Usher's token"))
-	r.Type(t, "sed -i 's/^#CONSUL/CONSUL/' /etc/default/usher")
 	r.Follow(t, pages.Find(t, "docs/install.md", "systemctl enable --now usher"))
 	r.Follow(t, pages.Find(t, "docs/quickstart-vm.md", "$ systemctl enable --now usher"))
 	r.Follow(t, pages.Find(t, "docs/cutover.md", "sysctl -w"))

@@ -8,9 +8,9 @@
 //   - console: a line with "$ " is a command, and the lines after it are everything that it prints. "..." stands for what
 //     varies: in a line for any text, and as a line for any lines, also none. Runs of blanks count as one.
 //   - text, after sh or console: everything that the last command has printed.
-//   - any other language, after a line such as "Write `/etc/usher/usher.hcl`:": the content of the file.
+//   - any other language, after a line such as "Write `/etc/usher/usher.hcl`:": the content of the file, whose directory exists.
 //   - "In a second terminal:" before a block: its commands run in another shell, and its last one may go on running once it
-//     has printed what the page shows. Options.Elsewhere has the shells on other machines, such as "On a client".
+//     has printed what the page shows. "In the first terminal" is the one of blocks without such a line. Options.Elsewhere has the shells on other machines, such as "On a client".
 //
 // A test of the build tag e2e runs a page, a part of it or a block:
 //

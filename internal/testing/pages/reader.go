@@ -114,7 +114,7 @@ func (r *Reader) exitStatus(command string) int {
 func (r *Reader) write(t *testing.T, b Block) {
 	t.Helper()
 	path := r.replacer.Replace(b.file())
-	r.Type(t, fmt.Sprintf("mkdir -p \"$(dirname %[1]s)\" && printf %%s %[2]s >%[1]s", quote(path), quote(b.Text)))
+	r.Type(t, fmt.Sprintf("printf %%s %s >%s", quote(b.Text), quote(path)))
 }
 
 const firstTerminal = "first terminal"
@@ -127,7 +127,7 @@ func (r *Reader) terminal(b Block) (name string, mayGoOn bool) {
 		}
 	}
 	if name := b.terminal(); name != "" {
-		return name, true
+		return name, name != firstTerminal
 	}
 	return firstTerminal, false
 }

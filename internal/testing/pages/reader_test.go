@@ -14,6 +14,10 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const session = `
+~~~sh
+mkdir here
+~~~
+
 Write ~here/file.yaml~:
 
 ~~~yaml
@@ -44,6 +48,8 @@ cat <missing>/file.yaml |
   tr b c
 (exit 3)
 ~~~
+
+Back in the first terminal:
 
 ~~~console
 $ (echo "to stderr" >&2; exit 4)
@@ -76,6 +82,7 @@ func TestReaderSeesDifferences(t *testing.T) {
 		"a failure":           "~~~sh\n(exit 3)\n~~~\n",
 		"another text":        "~~~sh\necho one\n~~~\n~~~text\ntwo\n~~~\n",
 		"no file":             "~~~yaml\na: b\n~~~\n",
+		"no directory":        "Write ~here/file.yaml~:\n\n~~~yaml\na: b\n~~~\n",
 	} {
 		if follows(t, ticked(page)) {
 			t.Errorf("%s: the reader sees nothing wrong:\n%s", what, page)
