@@ -232,10 +232,12 @@ namespace_prefix "" {
 {{- end }}
 {{ $read }}
 {{- end -}}
-{{- /* Consul says its version, its domain and its addresses to those who may read the agent. */}}
+{{- /* Without IPv4 or Consul's usual domain, Usher asks the agent for its own. */ -}}
+{{- if or (ne (dig "global" "domain" "consul" $v | default "consul") "consul") (dig "global" "dualStack" "enabled" false $v) }}
 agent_prefix "" {
   policy = "read"
 }
+{{- end -}}
 {{- if dig "global" "peering" "enabled" false $v }}
 peering = "read"
 {{- end -}}
