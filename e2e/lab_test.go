@@ -33,6 +33,7 @@ func TestLab(t *testing.T) {
 		{lab.ConsulNew, lab.Envoys, false},
 		{lab.ConsulOld, []string{lab.EnvoyNew, lab.EnvoyOld}, false},
 		{lab.ConsulNew, []string{lab.EnvoyNew}, true},
+		{lab.ConsulBetween, []string{lab.EnvoyNew}, true},
 		{lab.ConsulOld, []string{lab.EnvoyNew}, true},
 	} {
 		name := "consul " + version.consul

@@ -35,6 +35,7 @@ func TestCommandsOfThePages(t *testing.T) {
 		Replace: []string{
 			"<the gateway>:8080", l.Gateway.Addr(8080), "<the gateway>", lab.GatewayIP, "10.0.1.1", lab.GatewayIP, "gateway.example.com", lab.GatewayIP, "198.51.100.20", lab.GatewayIP,
 			"lb.example.com:80", l.Balancer.Addr(8080), "198.51.100.7:80", l.Balancer.Addr(8080), "<the load balancer>:<its port>", l.Balancer.Addr(8080), "<the load balancer>", l.Balancer.Addr(8080),
+			"http://127.0.0.1:8500", l.Consul.HTTPAddr,
 			"www.example.com", lab.ServiceHost, "web.ingress.consul", lab.ServiceHost, "<a name that it serves>", lab.ServiceHost,
 		},
 		Fails: map[string]int{
@@ -54,6 +55,7 @@ func TestCommandsOfThePages(t *testing.T) {
 	r.Follow(t, pages.Find(t, "docs/commands.md", "$ usher render --gateway edge"))
 	r.Follow(t, pages.Find(t, "docs/commands.md", "$ usher diff"))
 	r.Follow(t, pages.Find(t, "docs/migration.md", "usher status"))
+	r.Follow(t, pages.Find(t, "docs/compatibility.md", "$ curl --silent http://127.0.0.1:8500/v1/agent/self"))
 	r.Follow(t, pages.Find(t, "docs/support.md", "usher support-bundle"))
 	r.Follow(t, pages.Find(t, "docs/state.md", "openssl rand"))
 

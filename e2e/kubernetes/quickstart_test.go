@@ -4,10 +4,12 @@ package kubernetes
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/usherproxy/usher/e2e/kubernetes/cluster"
 	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/pages"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
@@ -37,10 +39,12 @@ func (r *consulRelease) newReader(t *testing.T, replace ...string) *pages.Reader
 		Replace: append(replace,
 			"hashicorp/consul ", r.chart+" ",
 			" --wait", "",
+			"--drain-time 180s", "--drain-time 4s",
 			"registry.example.com/usher", "registry.example.com/usherproxy/usher",
 			"consul.aclSetup.enabled=true", "consul.aclSetup.enabled=true --set balancerGrace="+r.grace().String(),
 			"<your service>", "static-server",
 			"<the load balancer>", r.balancer.Host.IP.String(),
+			"10.0.16.0/20", r.balancer.Host.IP.String()+"/32",
 		),
 		Fails: map[string]int{ // grep counts none
 			"kubectl --namespace consul get pods --selector component=ingress-gateway --output yaml | grep --count envoy_bootstrap_json_tpl": 1,
@@ -63,12 +67,12 @@ func (r *consulRelease) followQuickstart(t *testing.T) {
 	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "helm get values"))
 	r.WaitRolledOut(t, namespace, "usher")
 	own := r.gateway(t)
-	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "usher helm-values -f consul-values.yaml --chart-version 1.9.11 >"))
+	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "usher helm-values -f consul-values.yaml --chart-version 1.9.11 --drain-time 180s >"))
 	gateway := r.gateway(t)
 	if gateway == own {
 		t.Errorf("the gateway's pod %s was not replaced", own.Name())
 	}
-	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "$ usher helm-values -f consul-values.yaml --chart-version 1.9.11 --check"))
+	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "$ usher helm-values -f consul-values.yaml --chart-version 1.9.11 --drain-time 180s --check"))
 	r.wantBalancerAddress(t)
 
 	reader.Follow(t, pages.Section(t, "docs/quickstart-kubernetes.md", "Switch on PROXY protocol"))
@@ -80,6 +84,12 @@ func (r *consulRelease) followQuickstart(t *testing.T) {
 	// New streams with new tokens, as after the kubelet's rotation.
 	gateway.RotateTokens()
 	r.waitConnected(t, gateway, r.restartUsher(t))
+
+	r.waitHeaderOfClient(t, gateway, true)
+	reader.Follow(t, pages.Section(t, "docs/quickstart-kubernetes.md", "Trust only the load balancer"))
+	r.waitHeaderOfClient(t, gateway, false)
+	r.wantClientAddress(t)
+	r.wantSamePod(t, gateway)
 
 	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "helm upgrade consul hashicorp/consul --namespace consul --version 1.9.11 -f consul-values.yaml -f usher-values.yaml"))
 	r.balancer.WaitHeader(t, lab.SendNone)
@@ -100,4 +110,19 @@ func (r *consulRelease) followQuickstart(t *testing.T) {
 	})
 	reader.Type(t, "mkdir manifests")
 	reader.Follow(t, pages.Find(t, "docs/kubernetes.md", "helm template consul hashicorp/consul"))
+}
+
+// waitHeaderOfClient waits until the gateway believes a PROXY header of a client that bypasses the load balancer, or closes
+// its connections.
+func (r *consulRelease) waitHeaderOfClient(t *testing.T, gateway *cluster.Pod, believed bool) {
+	t.Helper()
+	request := lab.Request{From: r.Client, To: gateway.Host.Addr(8080), Path: "/"}
+	what := fmt.Sprintf("the gateway believes a client's own header (%v)", believed)
+	testprocess.Eventually(t, what, testprocess.StartDeadline, func() error {
+		request.Proxy = strings.NewReader("PROXY TCP4 192.0.2.99 192.0.2.1 1234 8080\r\n")
+		if got, err := request.Do(t.Context()); (err == nil) != believed {
+			return fmt.Errorf("the client got %d (%v)", got.Status, err)
+		}
+		return nil
+	})
 }

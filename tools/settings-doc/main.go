@@ -98,10 +98,12 @@ Both say the same:
 
 %s
 There is one ` + "`ProxyDefaults`" + ` for the datacenter, with the name ` + "`global`" + `.
-So the YAML of the pages is a patch for it, which leaves your other settings as they are:
+So the YAML of the pages is a patch for it, which leaves your other settings as they are.
+Save it as ` + "`proxydefaults-patch.yaml`" + `, find the namespace of the resource, and patch it there:
 
 ` + "```sh" + `
-kubectl patch proxydefaults global --type merge --patch-file usher-settings.yaml
+kubectl get proxydefaults --all-namespaces
+kubectl --namespace <its namespace> patch proxydefaults global --type merge --patch-file proxydefaults-patch.yaml
 ` + "```" + `
 
 If there is none yet, put these lines before it and use ` + "`kubectl apply`" + `:

@@ -2,9 +2,12 @@ package main
 
 import (
 	"maps"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 )
 
@@ -48,5 +51,30 @@ func TestPagesAreThoseOfTheNavigation(t *testing.T) {
 				t.Errorf("got the error %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+// TestTheHomePageHasTheNavigation wants the groups of docs/navigation.yaml, with their pages, in the list of all pages.
+func TestTheHomePageHasTheNavigation(t *testing.T) {
+	want, err := readNavigation("../../docs/navigation.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want[0].Pages = want[0].Pages[1:] // the home page itself
+	text, err := os.ReadFile("../../docs/index.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, all, _ := strings.Cut(string(text), "## All pages\n")
+	var got []group
+	for _, paragraph := range regexp.MustCompile(`(?s)\*\*([^*]+)\*\*:\n(.*?)(?:\n\n|$)`).FindAllStringSubmatch(all, -1) {
+		g := group{Group: paragraph[1]}
+		for _, link := range regexp.MustCompile(`\]\(([^)]+)\)`).FindAllStringSubmatch(paragraph[2], -1) {
+			g.Pages = append(g.Pages, link[1])
+		}
+		got = append(got, g)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("docs/navigation.yaml and the list of docs/index.md differ (-navigation +index):\n%s", diff)
 	}
 }
