@@ -93,15 +93,15 @@ type cutover struct {
 // command is a command line on the gateway's host.
 func (c *cutover) command(t *testing.T, line string) testprocess.Command {
 	t.Helper()
-	return cutoverCommand(t, c.Lab, line, c.systemd.dir)
+	return cutoverCommand(t, c.Lab, line, filepath.Join(c.systemd.dir, "systemctl"))
 }
 
-// cutoverCommand is a command line on the gateway's host that finds usher and the programs of a directory.
-func cutoverCommand(t *testing.T, l *lab.Lab, line, dir string) testprocess.Command {
+// cutoverCommand is a command line on the gateway's host that finds usher and other programs.
+func cutoverCommand(t *testing.T, l *lab.Lab, line string, programs ...string) testprocess.Command {
 	t.Helper()
-	path := fmt.Sprintf("PATH=%s:%s:%s", dir, filepath.Dir(testprocess.Usher(t)), os.Getenv("PATH"))
 	return testprocess.Command{
-		Name: line, Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", "exec " + line}, Host: l.Gateway, Env: append(l.Consul.Env(""), path),
+		Name: line, Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", "exec " + line}, Host: l.Gateway,
+		Env: append(l.Consul.Env(""), lab.Path(append(programs, testprocess.Usher(t))...)),
 	}
 }
 

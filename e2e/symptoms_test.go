@@ -5,7 +5,6 @@ package e2e
 import (
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -75,8 +74,7 @@ type symptoms struct {
 // shell is a shell of the administrator on the gateway's host.
 func (s *symptoms) shell(t *testing.T) testprocess.Command {
 	t.Helper()
-	path := fmt.Sprintf("PATH=%s:%s", filepath.Dir(testprocess.Usher(t)), os.Getenv("PATH"))
-	return testprocess.Command{Path: testprocess.Debian(t, "bash", "bash"), Host: s.Gateway, Env: append(s.Consul.Env(""), path)}
+	return testprocess.Command{Path: testprocess.Debian(t, "bash", "bash"), Host: s.Gateway, Env: append(s.Consul.Env(""), lab.Path(testprocess.Usher(t)))}
 }
 
 // want types the command of a block, and wants patterns in what it prints.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // Block is a code block of a page.
@@ -82,7 +84,7 @@ func Parse(page, text string) []Block {
 // Page returns the code blocks of a page, which is named by its path in the repository.
 func Page(t testing.TB, page string) []Block {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root(t), page))
+	text, err := os.ReadFile(filepath.Join(testprocess.Root(t), page))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,20 +109,4 @@ func Find(t testing.TB, page, beginning string) []Block {
 		t.Fatalf("%s has %d code blocks that begin with %q, want one", page, len(blocks), beginning)
 	}
 	return blocks
-}
-
-// root is the directory of the module: a test runs in that of its package.
-func root(t testing.TB) string {
-	t.Helper()
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "docs", "architecture.md")); err == nil {
-			return dir
-		}
-	}
-	t.Fatal("the directory of the repository is not above the test's")
-	return ""
 }
