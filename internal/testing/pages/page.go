@@ -91,6 +91,15 @@ func Page(t testing.TB, page string) []Block {
 	return Parse(page, string(text))
 }
 
+// Only returns the one block of a list, for a test that runs one command.
+func Only(t testing.TB, blocks []Block) Block {
+	t.Helper()
+	if len(blocks) != 1 {
+		t.Fatalf("the test runs one block, and the page has %d: %v", len(blocks), blocks)
+	}
+	return blocks[0]
+}
+
 // Section returns the code blocks below a heading of a page, up to the next heading.
 func Section(t testing.TB, page, section string) []Block {
 	t.Helper()
