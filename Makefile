@@ -248,7 +248,7 @@ $(KUBECTL): tools/kubectl-1.34/go.mod
 $(NOMAD): tools/nomad-1.6/go.mod
 $(HELM): tools/helm/go.mod
 $(AXE): tools/axe-core/package-lock.json
-$(MACHINE): tools/debian-12/packages.txt
+$(MACHINE): tools/debian-12/packages.txt debian # tools/install sees each time if it is too old
 $(ENVOY): tools/envoy-1.40/requirements.txt
 .tools/envoy-1.39.3/pin: tools/envoy-1.39/requirements.txt
 .tools/envoy-1.38.3/pin: tools/envoy-1.38/requirements.txt
