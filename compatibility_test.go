@@ -12,8 +12,9 @@ import (
 
 // What the tests run: the pins of the Makefile, of tools/ and of the stories on the Consul chart.
 var (
-	part     = regexp.MustCompile(`\b(axe-core|consul|d2|envoy|helm|hugo|kubectl|kubernetes|minisearch|nomad)-(\d+(?:\.\d+)*)(/pin)?`)
-	partInGo = regexp.MustCompile(`"(?:(?:\.\./)*\.tools/)?([a-z0-9-]+-\d[\d.]*)(?:/\w+)?"`)
+	parts    = `(axe-core|consul|d2|envoy|helm|hugo|kubectl|kubernetes|minisearch|nomad)-(\d+(?:\.\d+)+)`
+	partMade = regexp.MustCompile(`\.tools/` + parts + `/pin`)
+	partInGo = regexp.MustCompile(`(?:"|\.tools/)` + parts + `["/]`)
 	chartPin = regexp.MustCompile(`(?m)^\tchart\w+ += "([\d.]+)"`)
 
 	cellOfTests = regexp.MustCompile("^tested: `[^`]+`(, `[^`]+`)*( \\(`[a-z]+`\\))?$")
@@ -70,10 +71,8 @@ func versionsIn(t *testing.T, pattern string, version *regexp.Regexp) []string {
 // TestEveryPlaceHasTheSameParts holds the Makefile, and the parts that Go code names, to the pins.
 func TestEveryPlaceHasTheSameParts(t *testing.T) {
 	pins, made := pins(t), map[string][]string{}
-	for _, found := range part.FindAllStringSubmatch(readText(t, "Makefile"), -1) {
-		if found[3] != "" {
-			made[found[1]] = append(made[found[1]], found[2])
-		}
+	for _, found := range partMade.FindAllStringSubmatch(readText(t, "Makefile"), -1) {
+		made[found[1]] = append(made[found[1]], found[2])
 	}
 	for name, versions := range made {
 		slices.Sort(versions)
@@ -85,8 +84,8 @@ func TestEveryPlaceHasTheSameParts(t *testing.T) {
 		}
 	}
 	for _, found := range partInGo.FindAllStringSubmatch(readCode(t).text, -1) {
-		if name := part.FindStringSubmatch(found[1]); name != nil && name[0] == found[1] && !slices.Contains(pins[name[1]], name[2]) {
-			t.Errorf("Go code names the part %s, and make tools brings %s %v", found[1], name[1], pins[name[1]])
+		if name, version := found[1], found[2]; !slices.Contains(pins[name], version) {
+			t.Errorf("Go code names the part %s-%s, and make tools brings %s %v", name, version, name, pins[name])
 		}
 	}
 }
