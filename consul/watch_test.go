@@ -264,7 +264,7 @@ func TestANewFieldInEachChainIsOneNotice(t *testing.T) {
 	} {
 		var services []string
 		field := map[string]string{}
-		for _, name := range strings.Fields(names) {
+		for name := range strings.FieldsSeq(names) {
 			service, newer, isNamed := strings.Cut(name, "=")
 			if !isNamed {
 				newer = "Newer"

@@ -86,8 +86,8 @@ func (m *Machine) booted(t *testing.T) error {
 	m.pid = pid
 	state, err := testprocess.RunOutput(t, m.command("systemctl", "is-system-running"), "")
 	if strings.TrimSpace(state) == "degraded" {
-		failed, err := testprocess.RunOutput(t, m.command("systemctl", "list-units", "--failed", "--plain", "--no-legend"), "")
-		return testprocess.Permanent(fmt.Errorf("units have failed (%v): %s", err, failed))
+		failed := testprocess.Run(t, m.command("systemctl", "list-units", "--failed", "--plain", "--no-legend"), "")
+		return testprocess.Permanent(fmt.Errorf("units have failed: %s%s", failed.Stdout, failed.Stderr))
 	}
 	if err != nil {
 		return fmt.Errorf("systemd: %w: %s", err, state)

@@ -110,10 +110,11 @@ func Section(t testing.TB, page, section string) []Block {
 	return blocks
 }
 
-// Find returns the one code block of a page whose first line begins with a text.
+// Find returns the one code block of a page whose first line begins with a text. Of blocks with the same text, it is the first.
 func Find(t testing.TB, page, beginning string) []Block {
 	t.Helper()
 	blocks := slices.DeleteFunc(Page(t, page), func(b Block) bool { return !strings.HasPrefix(b.Text, beginning) })
+	blocks = slices.CompactFunc(blocks, func(a, b Block) bool { return a.Text == b.Text })
 	if len(blocks) != 1 {
 		t.Fatalf("%s has %d code blocks that begin with %q, want one", page, len(blocks), beginning)
 	}
