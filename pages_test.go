@@ -180,7 +180,7 @@ func readCalls(t *testing.T) []call {
 			if found, ok := n.(*ast.CallExpr); ok {
 				calls = appendCall(calls, found)
 			}
-			return true
+			return !isPartOfCall(n)
 		})
 		return nil
 	})
@@ -188,6 +188,24 @@ func readCalls(t *testing.T) []call {
 		t.Fatal(err)
 	}
 	return calls
+}
+
+// isPartOfCall reports whether an expression takes some of the blocks that pages.Page or pages.Section returns: no block is
+// named by it.
+func isPartOfCall(n ast.Node) bool {
+	var of ast.Expr
+	switch n := n.(type) {
+	case *ast.IndexExpr:
+		of = n.X
+	case *ast.SliceExpr:
+		of = n.X
+	}
+	found, ok := of.(*ast.CallExpr)
+	if !ok {
+		return false
+	}
+	function, ok := found.Fun.(*ast.SelectorExpr)
+	return ok && isName(function.X, "pages") && function.Sel.Name != "Find"
 }
 
 // appendCall adds a call if it is one of those that name blocks, in literals.

@@ -117,7 +117,7 @@ func runJob(t *testing.T, container map[string]any, files *strings.Replacer) {
 	for _, part := range append(container["command"].([]any), container["args"].([]any)...) {
 		command = append(command, part.(string))
 	}
-	env := []string{"PATH=" + filepath.Dir(testprocess.Tool(t, "consul-1.22.7", "consul"))}
+	env := []string{"PATH=" + filepath.Dir(testprocess.Tool(t, testprocess.Consul, "consul"))}
 	for _, variable := range container["env"].([]any) {
 		variable := variable.(map[string]any)
 		env = append(env, variable["name"].(string)+"="+files.Replace(variable["value"].(string)))

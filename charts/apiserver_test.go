@@ -261,7 +261,7 @@ func newConsulCA(t *testing.T) (cert, key string) {
 	t.Helper()
 	script := `"$0" tls ca create >/dev/null; cat consul-agent-ca.pem; echo; echo key; cat consul-agent-ca-key.pem`
 	end := testprocess.Run(t, testprocess.Command{
-		Name: "consul tls ca create", Path: "/bin/sh", Args: []string{"-euc", script, testprocess.Tool(t, "consul-1.22.7", "consul")},
+		Name: "consul tls ca create", Path: "/bin/sh", Args: []string{"-euc", script, testprocess.Tool(t, testprocess.Consul, "consul")},
 	}, "")
 	cert, key, ok := strings.Cut(end.Stdout, "\nkey\n")
 	if !ok {

@@ -54,7 +54,7 @@ func startConsul(t *testing.T, tls bool) *consulServer {
 		t.Fatal(err)
 	}
 	process := testprocess.Start(t, testprocess.Command{
-		Name: "consul", Path: testprocess.Tool(t, "consul-1.22.7", "consul"), Args: []string{
+		Name: "consul", Path: testprocess.Tool(t, testprocess.Consul, "consul"), Args: []string{
 			"agent", "-dev", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-config-file", writeFile(t, filepath.Join(dir, "config.json"), string(text)),
 		},
 	})
@@ -76,7 +76,7 @@ func startConsul(t *testing.T, tls bool) *consulServer {
 func (s *consulServer) createCertificate(t *testing.T, dir string) map[string]any {
 	t.Helper()
 	end := testprocess.Run(t, testprocess.Command{
-		Name: "consul tls", Path: "/bin/sh", Env: []string{"DIR=" + dir, "CONSUL=" + testprocess.Tool(t, "consul-1.22.7", "consul")},
+		Name: "consul tls", Path: "/bin/sh", Env: []string{"DIR=" + dir, "CONSUL=" + testprocess.Tool(t, testprocess.Consul, "consul")},
 		Args: []string{"-euc", `cd "$DIR"; "$CONSUL" tls ca create; "$CONSUL" tls cert create -server`},
 	}, "")
 	if end.Code != 0 {

@@ -172,10 +172,10 @@ func (g *gateway) startEnvoy(t *testing.T) *testprocess.Process {
 	t.Helper()
 	ca := writeFile(t, filepath.Join(testprocess.NewDir(t), "ca.pem"), g.consul.ca)
 	filled := testprocess.Run(t, testprocess.Command{
-		Name: "consul connect envoy", Path: testprocess.Tool(t, "consul-1.22.7", "consul"),
+		Name: "consul connect envoy", Path: testprocess.Tool(t, testprocess.Consul, "consul"),
 		Args: []string{
 			"connect", "envoy", "-gateway=ingress", "-proxy-id", g.pod, "-bootstrap", "-ignore-envoy-compatibility",
-			"-admin-bind", fmt.Sprint("127.0.0.1:", g.admin), "-envoy-binary", testprocess.Tool(t, "envoy-1.40.0", "envoy"),
+			"-admin-bind", fmt.Sprint("127.0.0.1:", g.admin), "-envoy-binary", testprocess.Tool(t, testprocess.Envoy, "envoy"),
 		},
 		Env: []string{"CONSUL_HTTP_ADDR=" + g.consul.http, "CONSUL_GRPC_ADDR=" + g.consul.grpc, "CONSUL_CACERT=" + ca, "CONSUL_HTTP_TOKEN=" + managementToken},
 	}, "")
@@ -183,7 +183,7 @@ func (g *gateway) startEnvoy(t *testing.T) *testprocess.Process {
 		t.Fatalf("consul connect envoy: %s%s", filled.Stdout, filled.Stderr)
 	}
 	return testprocess.Start(t, testprocess.Command{
-		Name: "envoy", Path: testprocess.Tool(t, "envoy-1.40.0", "envoy"), Args: []string{"--config-yaml", filled.Stdout, "--disable-hot-restart", "--concurrency", "1"},
+		Name: "envoy", Path: testprocess.Tool(t, testprocess.Envoy, "envoy"), Args: []string{"--config-yaml", filled.Stdout, "--disable-hot-restart", "--concurrency", "1"},
 	})
 }
 

@@ -56,7 +56,7 @@ const (
 func helm(t *testing.T, args ...string) testprocess.Result {
 	t.Helper()
 	return testprocess.Run(t, testprocess.Command{
-		Name: "helm", Path: testprocess.Tool(t, "helm-3.22.0", "helm"), Args: args,
+		Name: "helm", Path: testprocess.Tool(t, testprocess.Helm, "helm"), Args: args,
 	}, "")
 }
 

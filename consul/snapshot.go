@@ -62,7 +62,9 @@ type snapshotBuild struct {
 	endpoints  map[string]*gateway.Endpoints // of the snapshot
 	agent      agent
 	entryKnown bool // snapshot.Entry is from Consul
-	patchable  bool // no query for endpoints has failed, and no target waits
+	// unknownOfChains are the fields that Usher does not know, by the services in whose chains they are.
+	unknownOfChains map[gateway.ServiceName][]string
+	patchable       bool // no query for endpoints has failed, and no target waits
 	// keepsLast means that roots and certificate are not those of the results, but of the last snapshot.
 	keepsLast bool
 	// unregistered means that Consul has no instance of the gateway.
@@ -109,7 +111,7 @@ func newSnapshotBuild(in input, prev state) *snapshotBuild {
 		input: in, prev: prev, next: prev, patchable: true, rebuildAfter: noDeadline,
 		queries:   make(map[query]bool, len(in.results)),
 		snapshot:  &gateway.Snapshot{ID: in.id, Chains: make(map[gateway.ServiceName]*gateway.Chain, n)},
-		endpoints: make(map[string]*gateway.Endpoints, n),
+		endpoints: make(map[string]*gateway.Endpoints, n), unknownOfChains: map[gateway.ServiceName][]string{},
 	}
 	b.next.since, b.next.endpointQueries, b.next.certificate = map[string]time.Time{}, make(map[query][]string, n), in.certificate
 	return b
@@ -435,6 +437,7 @@ func (b *snapshotBuild) addGatewayServices(list *gatewayServices) {
 		b.addChain(s.Service)
 		b.snapshot.Services = append(b.snapshot.Services, s)
 	}
+	b.addUnknownFieldsOfChains()
 	if missing := b.missingServices(all, list.filtered); len(missing) > 0 {
 		b.snapshot.Services = append(b.snapshot.Services, missing...)
 		slices.SortFunc(b.snapshot.Services, compareServices)
@@ -480,7 +483,9 @@ func (b *snapshotBuild) addChain(service gateway.ServiceName) {
 	b.waitOrHoldBack(q, r, "discovery chain of", service.String())
 	if chain != nil {
 		b.snapshot.Chains[service] = chain.Chain
-		b.addUnknownFields("discovery chain of "+service.String(), chain.unknown)
+		if len(chain.unknown) > 0 {
+			b.unknownOfChains[service] = chain.unknown
+		}
 	}
 }
 

@@ -105,6 +105,29 @@ func hasValue(value any) bool {
 	return !reflect.ValueOf(value).IsZero()
 }
 
+// addUnknownFieldsOfChains adds one notice for all discovery chains: a newer Consul writes a new field into each of them.
+func (b *snapshotBuild) addUnknownFieldsOfChains() {
+	var services, fields []string
+	for service, unknown := range b.unknownOfChains {
+		services, fields = append(services, service.String()), append(fields, unknown...)
+	}
+	slices.Sort(services)
+	slices.Sort(fields)
+	b.addUnknownFields("discovery "+chainsOf(services), slices.Compact(fields))
+}
+
+// chainsOf names the chains of services: "chain of web", "chains of api and web", "chains of api, web and 998 others".
+func chainsOf(services []string) string {
+	if n := len(services); n > 3 {
+		services = append(slices.Clone(services[:2]), fmt.Sprintf("%d others", n-2))
+	}
+	last := len(services) - 1
+	if last < 1 {
+		return "chain of " + strings.Join(services, "")
+	}
+	return "chains of " + strings.Join(services[:last], ", ") + " and " + services[last]
+}
+
 // addUnknownFields adds a notice that names the unknown fields of what is at where.
 func (b *snapshotBuild) addUnknownFields(where string, fields []string) {
 	if len(fields) > 0 {

@@ -255,6 +255,35 @@ func TestAFieldOfANewerConsulIsANotice(t *testing.T) {
 	}
 }
 
+func TestANewFieldInEachChainIsOneNotice(t *testing.T) {
+	for names, want := range map[string]string{
+		"web api":                 "discovery chains of api and web: this Usher does not know Chain.Newer, ",
+		"web api db":              "discovery chains of api, db and web: this Usher does not know Chain.Newer, ",
+		"web api db shop users":   "discovery chains of api, db and 3 others: this Usher does not know Chain.Newer, ",
+		"web=Newest api db=Newer": "discovery chains of api, db and web: this Usher does not know Chain.Newer, Chain.Newest, ",
+	} {
+		var services []string
+		field := map[string]string{}
+		for name := range strings.FieldsSeq(names) {
+			service, newer, isNamed := strings.Cut(name, "=")
+			if !isNamed {
+				newer = "Newer"
+			}
+			services, field[service] = append(services, service), newer
+		}
+		c := newFakeGatewayWithInstances(t, services...)
+		for service, name := range field {
+			newer := chainTo(service)
+			newer.body = strings.Replace(newer.body, `"Nodes"`, fmt.Sprintf(`%q: 1, "Nodes"`, name), 1)
+			c.set("/v1/discovery-chain/"+service, newer)
+		}
+		s := start(t, c.watcher(t), "gateway").next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
+		if len(s.Problems) != 1 || !strings.HasPrefix(s.Problems[0].String(), want) || s.Problems[0].Severity != problem.Notice {
+			t.Errorf("%s: the problems are %v, want one notice %q", names, s.Problems, want)
+		}
+	}
+}
+
 func TestATargetThatIsRefusedHoldsNothingUp(t *testing.T) {
 	c := newFakeGatewayWithInstances(t, "web")
 	c.set("/v1/discovery-chain/web", chainTo("web", "web", "secret"))

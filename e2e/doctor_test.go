@@ -5,8 +5,6 @@ package e2e
 import (
 	"encoding/json"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -95,15 +93,9 @@ func (l *doctorLab) apply(t *testing.T, command string) {
 		t.Fatal("doctor prints no command")
 	}
 	t.Log(command)
-	bin := testprocess.NewDir(t)
-	for name, path := range map[string]string{"consul": l.consul.Binary, "usher": testprocess.Usher(t)} {
-		if err := os.Symlink(path, filepath.Join(bin, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
 	end := testprocess.Run(t, testprocess.Command{
 		Name: "sh", Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-ec", command}, Host: l.network.Gateway,
-		Env: append(l.consul.Env(l.consul.DefaultToken()), "PATH="+bin+":"+os.Getenv("PATH")),
+		Env: append(l.consul.Env(l.consul.DefaultToken()), lab.Path(l.consul.Binary, testprocess.Usher(t))),
 	}, "")
 	if end.Code != 0 {
 		t.Fatalf("exit status %d: %s%s", end.Code, end.Stdout, end.Stderr)

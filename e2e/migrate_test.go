@@ -32,20 +32,20 @@ func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	c := &cutover{modesStory: s, systemd: newSystemd(t)}
 
 	c.wantRefused(t, "usher cutover --dry-run", "REFUSED: net.ipv4.tcp_migrate_req is 0", "REFUSED: --usher-admin-addr: no Usher answers at http://127.0.0.1:18001: ")
-	c.run(t, commandOf(pages.Find(t, "docs/cutover.md", "sysctl -w")))
+	c.run(t, commandOf(t, pages.Find(t, "docs/cutover.md", "sysctl -w")))
 	s.usher = lab.StartUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.Consul, Config: pages.Find(t, "docs/cutover.md", "gateway \"ingress-gateway\"")[0].Text})
 	s.writeFile(t, "strict")
 	c.wantRefused(t, "usher cutover", "REFUSED: 198.18.0.20:8080: off -> strict: what the old Envoy serves now has no header")
 	s.writeFile(t, "permissive")
-	c.wantPlan(t, commandOf(pages.Find(t, "docs/cutover.md", "usher cutover --dry-run")), "ok: 198.18.0.20:8080: off -> permissive")
+	c.wantPlan(t, commandOf(t, pages.Find(t, "docs/cutover.md", "usher cutover --dry-run")), "ok: 198.18.0.20:8080: off -> permissive")
 	c.wantOtherUserRefused(t)
 	c.wantInterrupted(t)
-	if command := commandOf(pages.Find(t, "docs/cutover.md", "consul connect envoy")); !strings.HasSuffix(command, "-grpc-addr http://127.0.0.1:18000 -admin-bind 127.0.0.1:19001") {
+	if command := commandOf(t, pages.Find(t, "docs/cutover.md", "consul connect envoy")); !strings.HasSuffix(command, "-grpc-addr http://127.0.0.1:18000 -admin-bind 127.0.0.1:19001") {
 		t.Errorf("the new Envoy has other flags than the test gives it: %s", command)
 	}
-	c.replaceEnvoy(t, commandOf(pages.Section(t, "docs/cutover.md", "Five commands")[3:]), s.usher.GRPCAddr, 19001)
+	c.replaceEnvoy(t, commandOf(t, pages.Find(t, "docs/cutover.md", "usher cutover --start")), s.usher.GRPCAddr, 19001)
 
-	c.run(t, strings.Replace(commandOf(pages.Find(t, "docs/cutover.md", "usher probe --expect permissive")), "<the gateway>", lab.GatewayIP, 1))
+	c.run(t, strings.Replace(commandOf(t, pages.Find(t, "docs/cutover.md", "usher probe --expect permissive")), "<the gateway>", lab.GatewayIP, 1))
 
 	s.switchBalancer(t, lab.SendV2)
 	s.switchMode(t, "strict", func() { s.writeFile(t, "strict") })
@@ -54,7 +54,7 @@ func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	s.switchMode(t, "permissive", func() { s.writeFile(t, "permissive") })
 	c.wantRefused(t, "usher cutover --undo", "connections with a PROXY header came just now")
 	s.switchBalancer(t, lab.SendNone)
-	c.replaceEnvoy(t, commandOf(pages.Find(t, "docs/cutover.md", "usher cutover --undo")), "", 19000)
+	c.replaceEnvoy(t, commandOf(t, pages.Find(t, "docs/cutover.md", "usher cutover --undo")), "", 19000)
 	s.usher.Stop(t)
 	load.WaitMore(t)
 	if err := s.checkMode(t, "off"); err != nil {
@@ -93,15 +93,15 @@ type cutover struct {
 // command is a command line on the gateway's host.
 func (c *cutover) command(t *testing.T, line string) testprocess.Command {
 	t.Helper()
-	return cutoverCommand(t, c.Lab, line, c.systemd.dir)
+	return cutoverCommand(t, c.Lab, line, filepath.Join(c.systemd.dir, "systemctl"))
 }
 
-// cutoverCommand is a command line on the gateway's host that finds usher and the programs of a directory.
-func cutoverCommand(t *testing.T, l *lab.Lab, line, dir string) testprocess.Command {
+// cutoverCommand is a command line on the gateway's host that finds usher and other programs.
+func cutoverCommand(t *testing.T, l *lab.Lab, line string, programs ...string) testprocess.Command {
 	t.Helper()
-	path := fmt.Sprintf("PATH=%s:%s:%s", dir, filepath.Dir(testprocess.Usher(t)), os.Getenv("PATH"))
 	return testprocess.Command{
-		Name: line, Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", "exec " + line}, Host: l.Gateway, Env: append(l.Consul.Env(""), path),
+		Name: line, Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", "exec " + line}, Host: l.Gateway,
+		Env: append(l.Consul.Env(""), lab.Path(append(programs, testprocess.Usher(t))...)),
 	}
 }
 
@@ -195,8 +195,11 @@ func (c *cutover) wantNoWayBack(t *testing.T, old *lab.Envoy) {
 	c.wantEnd(t, "usher cutover --undo", 1, []string{"drains, and cannot serve again; end it, and run this again; only the old Envoy accepts connections"})
 }
 
-// commandOf is the command of a block.
-func commandOf(block []pages.Block) string { return strings.TrimSpace(block[0].Text) }
+// commandOf is the command of the one block.
+func commandOf(t *testing.T, blocks []pages.Block) string {
+	t.Helper()
+	return strings.TrimSpace(pages.Only(t, blocks).Text)
+}
 
 // run runs a command line on the gateway's host.
 func (c *cutover) run(t *testing.T, line string) string {

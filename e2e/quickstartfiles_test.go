@@ -3,8 +3,6 @@
 package e2e
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/usherproxy/usher/e2e/lab"
@@ -25,11 +23,5 @@ func TestQuickstartWithFiles(t *testing.T) {
 // programs is a PATH that has usher and envoy, too.
 func programs(t *testing.T) string {
 	t.Helper()
-	dir := testprocess.NewDir(t)
-	for name, path := range map[string]string{"usher": testprocess.Usher(t), "envoy": lab.EnvoyBinary(t, lab.EnvoyNew)} {
-		if err := os.Symlink(path, filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return "PATH=" + dir + ":" + os.Getenv("PATH")
+	return lab.Path(testprocess.Usher(t), lab.EnvoyBinary(t, lab.EnvoyNew))
 }

@@ -5,7 +5,6 @@ package e2e
 import (
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -75,21 +74,21 @@ type symptoms struct {
 // shell is a shell of the administrator on the gateway's host.
 func (s *symptoms) shell(t *testing.T) testprocess.Command {
 	t.Helper()
-	path := fmt.Sprintf("PATH=%s:%s", filepath.Dir(testprocess.Usher(t)), os.Getenv("PATH"))
-	return testprocess.Command{Path: testprocess.Debian(t, "bash", "bash"), Host: s.Gateway, Env: append(s.Consul.Env(""), path)}
+	return testprocess.Command{Path: testprocess.Debian(t, "bash", "bash"), Host: s.Gateway, Env: append(s.Consul.Env(""), lab.Path(testprocess.Usher(t)))}
 }
 
 // want types the command of a block, and wants patterns in what it prints.
-func (s *symptoms) want(t *testing.T, block []pages.Block, patterns ...string) {
+func (s *symptoms) want(t *testing.T, blocks []pages.Block, patterns ...string) {
 	t.Helper()
+	block := pages.Only(t, blocks)
 	command := strings.NewReplacer(
 		"<the gateway>", lab.GatewayIP, "/etc/usher/usher.hcl", s.usher.ConfigFile,
 		"http://<the load balancer>/", fmt.Sprintf("--silent --header 'Host: %s' http://%s:8080%s", lab.ServiceHost, lab.BalancerIP, s.path),
-	).Replace(block[0].Text)
+	).Replace(block.Text)
 	printed := s.reader.Type(t, command)
 	for _, pattern := range patterns {
 		if !regexp.MustCompile(pattern).MatchString(printed) {
-			t.Errorf("%s prints no %q:\n%s", block[0], pattern, printed)
+			t.Errorf("%s prints no %q:\n%s", block, pattern, printed)
 		}
 	}
 }

@@ -191,7 +191,7 @@ func replaceEnvoy(t *testing.T, l *lab.Lab, old *lab.Envoy, next lab.GatewayOpti
 	t.Helper()
 	l.Gateway.Shell(t, "sysctl -w net.ipv4.tcp_migrate_req=1")
 	load := lab.StartLoad(t, lab.Request{From: l.Client, To: l.Balancer.Addr(lab.TCPPort)})
-	run := testprocess.Start(t, cutoverCommand(t, l, "usher cutover", ""))
+	run := testprocess.Start(t, cutoverCommand(t, l, "usher cutover"))
 	run.WaitOutput(t, "start the new Envoy now")
 	now := lab.StartGateway(t, next)
 	if code := run.Wait(t); code != 0 {

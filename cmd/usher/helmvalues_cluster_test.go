@@ -52,7 +52,7 @@ func startConsul(t *testing.T) (addr string, client *api.Client) {
 	port := func() string { return strconv.Itoa(testprocess.FreePort(t)) }
 	http := port()
 	process := testprocess.Start(t, testprocess.Command{
-		Name: "consul", Path: testprocess.Tool(t, "consul-1.22.7", "consul"), Args: []string{
+		Name: "consul", Path: testprocess.Tool(t, testprocess.Consul, "consul"), Args: []string{
 			"agent", "-dev", "-node", "test", "-bind", "127.0.0.1", "-http-port", http, "-server-port", port(),
 			"-serf-lan-port", port(), "-serf-wan-port", port(), "-dns-port", "-1", "-grpc-port", "-1", "-grpc-tls-port", "-1",
 		},

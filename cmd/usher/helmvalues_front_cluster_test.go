@@ -38,7 +38,7 @@ func (c *checkedCluster) helm(t *testing.T, release, set string) {
 		t.Fatal(err)
 	}
 	args := []string{"upgrade", "--install", release, chart, "--namespace", "consul", "--kubeconfig", c.kubeconfig, "-f", file, "--set", set}
-	end := testprocess.Run(t, testprocess.Command{Name: "helm", Path: testprocess.Tool(t, "helm-3.22.0", "helm"), Args: args}, "")
+	end := testprocess.Run(t, testprocess.Command{Name: "helm", Path: testprocess.Tool(t, testprocess.Helm, "helm"), Args: args}, "")
 	if end.Code != 0 {
 		t.Fatalf("helm %q: %s", args, end.Stderr)
 	}

@@ -28,7 +28,7 @@ func TestOneGatewayOfTwoMovesToUsher(t *testing.T) {
 	lab.WaitStatus(t, request, http.StatusOK)
 
 	consuls := r.metrics(t, r.gateway(t))
-	first := r.newReader(t, "canary-gateway", gatewayName)
+	first := r.newReader(t, nil, "canary-gateway", gatewayName)
 	first.Type(t, saveValues)
 	first.Follow(t, pages.Find(t, "docs/kubernetes.md", "usher helm-values -f consul-values.yaml --chart-version 1.9.11 --gateway canary-gateway"))
 	first.Follow(t, pages.Section(t, "docs/quickstart-kubernetes.md", "Switch on PROXY protocol"))
@@ -42,7 +42,7 @@ func TestOneGatewayOfTwoMovesToUsher(t *testing.T) {
 		t.Errorf("the pod %s of the other gateway was replaced by %s", other.Name(), now.Name())
 	}
 
-	both := r.newReader(t, "canary-gateway", "second-gateway")
+	both := r.newReader(t, nil, "canary-gateway", "second-gateway")
 	both.Type(t, "cp "+first.Type(t, "printf %s $HOME")+"/consul-values.yaml .")
 	both.Follow(t, pages.Find(t, "docs/helm-values.md", "usher helm-values -f consul-values.yaml --chart-version 1.9.11 |"))
 	r.gateway(t)

@@ -77,7 +77,7 @@ func TestSecondWayOfThePage(t *testing.T) {
 	t.Parallel()
 	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyOld})
 	const flags = "--set image.repository=registry.example.com/usherproxy/usher --set consul.aclSetup.enabled=true --set xds.tls.mode=consul-ca --set dataplane.enabled=true"
-	reader := r.newReader(t, "<the flags from above>", flags)
+	reader := r.newReader(t, nil, "<the flags from above>", flags)
 	own := r.gateway(t)
 	reader.Type(t, saveValues)
 	reader.Follow(t, pages.Find(t, "docs/kubernetes.md", "helm upgrade --install usher usher-0.1.0.tgz"))

@@ -22,19 +22,13 @@ const saveValues = "helm get values consul --namespace consul --output yaml >con
 // release has it.
 //
 // The cluster has no ReplicaSets, which "helm --wait" asks for: what the user does next waits. Usher gives the cloud less
-// time to follow a Service than by default.
-func (r *consulRelease) newReader(t *testing.T, replace ...string) *pages.Reader {
+// time to follow a Service than by default. fails are those of pages.Options.
+func (r *consulRelease) newReader(t *testing.T, fails map[string]int, replace ...string) *pages.Reader {
 	t.Helper()
-	var path []string
-	for _, program := range []string{
-		testprocess.Tool(t, "helm-3.22.0", "helm"), testprocess.Tool(t, "kubectl-1.34.0", "kubectl"), testprocess.Usher(t),
-	} {
-		path = append(path, filepath.Dir(program))
-	}
+	path := lab.Path(testprocess.Tool(t, testprocess.Helm, "helm"), testprocess.Tool(t, testprocess.Kubectl, "kubectl"), testprocess.Usher(t))
 	reader := pages.NewReader(t, pages.Options{
 		Shell: testprocess.Command{Host: r.Control, Env: []string{
-			"PATH=" + strings.Join(append(path, "/usr/bin", "/bin"), ":"),
-			"KUBECONFIG=" + r.Kubeconfig(t), "HELM_QPS=1000", "HELM_BURST_LIMIT=1000",
+			path, "KUBECONFIG=" + r.Kubeconfig(t), "HELM_QPS=1000", "HELM_BURST_LIMIT=1000",
 		}},
 		Replace: append(replace,
 			"hashicorp/consul ", r.chart+" ",
@@ -46,9 +40,7 @@ func (r *consulRelease) newReader(t *testing.T, replace ...string) *pages.Reader
 			"<the load balancer>", r.balancer.Host.IP.String(),
 			"10.0.16.0/20", r.balancer.Host.IP.String()+"/32",
 		),
-		Fails: map[string]int{ // grep counts none
-			"kubectl --namespace consul get pods --selector component=ingress-gateway --output yaml | grep --count envoy_bootstrap_json_tpl": 1,
-		},
+		Fails: fails,
 	})
 	chart, err := filepath.Abs("../../charts/usher")
 	if err != nil {
@@ -62,7 +54,9 @@ func (r *consulRelease) newReader(t *testing.T, replace ...string) *pages.Reader
 // headers, and all of it is undone.
 func (r *consulRelease) followQuickstart(t *testing.T) {
 	t.Helper()
-	reader := r.newReader(t)
+	reader := r.newReader(t, map[string]int{ // grep counts none
+		"kubectl --namespace consul get pods --selector component=ingress-gateway --output yaml | grep --count envoy_bootstrap_json_tpl": 1,
+	})
 	reader.Follow(t, pages.Section(t, "docs/quickstart-kubernetes.md", "Before you begin"))
 	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "helm get values"))
 	r.WaitRolledOut(t, namespace, "usher")

@@ -81,7 +81,7 @@ func (r *consulRelease) xdsFlags(t *testing.T) []string {
 	t.Helper()
 	switch r.xdsTLS() {
 	case "chart":
-		reader := r.newReader(t)
+		reader := r.newReader(t, nil)
 		reader.Type(t, saveValues)
 		reader.Follow(t, pages.Find(t, "docs/kubernetes.md", "kubectl --namespace consul get secret usher-xds-tls"))
 		return []string{"--ca-file", reader.Type(t, "printf %s $PWD/usher-ca.pem")}

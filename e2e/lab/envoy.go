@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -120,16 +119,7 @@ func (e *Envoy) Admin(path string) (string, error) {
 	if err := e.Alive(); err != nil {
 		return "", err
 	}
-	response, err := e.client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", e.AdminPort, path))
-	if err != nil {
-		return "", err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", response.Status, body)
-	}
-	return string(body), err
+	return get(e.client, fmt.Sprintf("http://127.0.0.1:%d%s", e.AdminPort, path))
 }
 
 // WaitListener waits until Envoy serves a listener on the port that came from

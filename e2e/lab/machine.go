@@ -13,9 +13,11 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
@@ -39,7 +41,7 @@ func StartMachine(t *testing.T, h *Host, programs, files map[string]string) *Mac
 	args := []string{
 		"--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL",
 		testprocess.Debian(t, "sh", "dash"), "-euc", `echo 0 >"$1/cgroup.procs"; shift; exec unshare --cgroup sh -euc "$0" boot "$@"`,
-		bootMachine, group, dir, testprocess.Tool(t, "debian-12", "root"), h.Name,
+		bootMachine, group, dir, testprocess.Tool(t, testprocess.Machine, "root"), h.Name,
 	}
 	for name, path := range programs {
 		args = append(args, path, "/usr/local/bin/"+name)
@@ -55,7 +57,7 @@ func StartMachine(t *testing.T, h *Host, programs, files map[string]string) *Mac
 		Name: "the machine " + h.Name, Path: testprocess.Debian(t, "unshare", "util-linux"), Args: args, Host: h,
 	})}
 	testprocess.Eventually(t, m.process.Name+" has booted", testprocess.StartDeadline, func() error {
-		return errors.Join(m.booted(t), m.process.Alive())
+		return m.booted(t)
 	})
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -67,17 +69,27 @@ func StartMachine(t *testing.T, h *Host, programs, files map[string]string) *Mac
 	return m
 }
 
-// booted is nil once every unit of the machine has started.
+// booted is nil once every unit of the machine has started. That one has failed is final.
 func (m *Machine) booted(t *testing.T) error {
 	t.Helper()
+	if err := m.process.Alive(); err != nil {
+		return err
+	}
 	children := strings.Fields(testprocess.ReadFile(t, fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", m.process.Pid())))
 	if len(children) != 1 {
 		return fmt.Errorf("it has the processes %v", children)
 	}
-	if _, err := fmt.Sscan(children[0], &m.pid); err != nil {
+	pid, err := strconv.Atoi(children[0])
+	if err != nil {
 		return err
 	}
-	if state, err := testprocess.RunOutput(t, m.command("systemctl", "is-system-running"), ""); err != nil {
+	m.pid = pid
+	state, err := testprocess.RunOutput(t, m.command("systemctl", "is-system-running"), "")
+	if strings.TrimSpace(state) == "degraded" {
+		failed := testprocess.Run(t, m.command("systemctl", "list-units", "--failed", "--plain", "--no-legend"), "")
+		return testprocess.Permanent(fmt.Errorf("units have failed: %s%s", failed.Stdout, failed.Stderr))
+	}
+	if err != nil {
 		return fmt.Errorf("systemd: %w: %s", err, state)
 	}
 	return nil
@@ -129,41 +141,51 @@ func removeGroup(group string) error {
 	return err
 }
 
-// built is the directory of the release that the tests have built; "" is none.
-var built string
+var (
+	built   string    // the directory of the release that the tests have built; "" is none
+	release sync.Once // builds it
+)
 
 // RemoveRelease removes what Release has built, when all tests are over.
 func RemoveRelease() { os.RemoveAll(built) }
 
-// release builds a release once for all tests.
-var release = sync.OnceValues(func() (string, error) {
-	if dir := os.Getenv("USHER_RELEASE"); dir != "" {
-		return dir, nil
-	}
-	out, err := os.MkdirTemp("", "usher-e2e-release-")
-	if err != nil {
-		return "", err
-	}
-	built = out
-	build := exec.CommandContext(context.Background(), "go", "-C", "../tools/release", "run", ".", "build",
-		"-source", "../..", "-out", out, "-platforms", "linux/"+runtime.GOARCH, "-image=false", "-version", "v0.1.0")
-	if output, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w: %s", err, output)
-	}
-	return out, nil
-})
-
-// Release is the path of the one file of a release that a pattern matches. USHER_RELEASE names the directory of a release
-// that make release has built.
+// Release is the path of the one file of a release that a pattern matches. The first call of all tests builds the release, for
+// machines such as this one.
 func Release(t *testing.T, pattern string) string {
 	t.Helper()
-	dir, err := release()
-	if err != nil {
-		t.Fatalf("build a release: %v", err)
-	}
-	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	release.Do(func() { buildRelease(t) })
+	found, err := filepath.Glob(filepath.Join(built, pattern))
 	if err != nil || len(found) != 1 {
-		t.Fatalf("the release in %s has %v for %s, want one file (%v)", dir, found, pattern, err)
+		t.Fatalf("the release in %q has %v for %s, want one file (%v)", built, found, pattern, err)
 	}
 	return found[0]
+}
+
+// releaseDeadline is for a machine without any compiled package.
+const releaseDeadline = 10 * time.Minute
+
+func buildRelease(t *testing.T) {
+	t.Helper()
+	out, err := os.MkdirTemp("", "usher-e2e-release-") //nolint:usetesting // it outlives the test
+	if err != nil {
+		t.Fatal(err)
+	}
+	built = out
+	root := testprocess.Root(t)
+	build := testprocess.Start(t, testprocess.Command{
+		Name: "the build of a release", Path: "go", Env: os.Environ(), // with the caches of go
+		Args: []string{
+			"-C", filepath.Join(root, "tools", "release"), "run", ".", "build", "-source", root, "-out", out,
+			"-platforms", "linux/" + runtime.GOARCH, "-image=false", "-version", "v0.1.0",
+		},
+	})
+	testprocess.Eventually(t, build.Name+" ends", releaseDeadline, func() error {
+		if build.Alive() == nil {
+			return errors.New("it runs")
+		}
+		return nil
+	})
+	if code := build.Wait(t); code != 0 {
+		t.Fatalf("%s: exit status %d: %s", build.Name, code, build.Output(t))
+	}
 }

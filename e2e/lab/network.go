@@ -5,11 +5,13 @@ package lab
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -115,6 +117,29 @@ func (h *Host) httpClient(t *testing.T) *http.Client {
 	transport := &http.Transport{DialContext: h.Dial}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
+}
+
+// get returns the body of an answer; one other than 200 is an error with its text.
+func get(client *http.Client, url string) (string, error) {
+	response, err := client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(body)))
+	}
+	return string(body), err
+}
+
+// Path is the variable PATH of a process that finds these programs, by their names, before those of the test.
+func Path(programs ...string) string {
+	var dirs []string
+	for _, program := range programs {
+		dirs = append(dirs, filepath.Dir(program))
+	}
+	return "PATH=" + strings.Join(append(dirs, os.Getenv("PATH")), ":")
 }
 
 // addIPv6 adds an address of the lab's IPv6 network to the host.

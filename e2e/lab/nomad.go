@@ -6,11 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/usherproxy/usher/internal/testing/testprocess"
@@ -34,20 +30,17 @@ func StartNomad(t *testing.T, consul *Consul, envoyVersion string) *Nomad {
 	t.Helper()
 	n := &Nomad{dir: testprocess.NewDir(t)}
 	binary := testprocess.Tool(t, "nomad-"+NomadVersion, "nomad")
-	path := []string{"PATH=" + os.Getenv("PATH")}
-	for _, program := range []string{binary, consul.Binary, EnvoyBinary(t, envoyVersion), testprocess.Usher(t)} {
-		path = append(path, filepath.Dir(program))
-	}
-	n.Env = append(consul.Env(consul.DefaultToken()), strings.Join(path, ":"), "NOMAD_ADDR=http://"+consul.Host.Addr(4646))
+	path := Path(binary, consul.Binary, EnvoyBinary(t, envoyVersion), testprocess.Usher(t))
+	n.Env = append(consul.Env(consul.DefaultToken()), path, "NOMAD_ADDR=http://"+consul.Host.Addr(4646))
 	n.Process = testprocess.Start(t, testprocess.Command{
 		Name: "nomad on " + consul.Host.Name, Path: testprocess.Debian(t, "unshare", "util-linux"), Host: consul.Host,
 		// An agent that ends leaves the processes of its jobs, but not without its process namespace.
 		Args: []string{"--pid", "--fork", "--kill-child", "--mount-proc", binary, "agent", "-config", n.writeConfig(t, consul)},
-		Env:  []string{strings.Join(path, ":")},
+		Env:  []string{path},
 	})
 	client := consul.Host.httpClient(t)
 	testprocess.Eventually(t, "nomad runs jobs", testprocess.StartDeadline, func() error {
-		return errors.Join(n.ready(t, client, consul.Host.Addr(4646)), n.Alive())
+		return errors.Join(n.ready(client, consul.Host.Addr(4646)), n.Alive())
 	})
 	return n
 }
@@ -74,22 +67,13 @@ func (n *Nomad) writeConfig(t *testing.T, consul *Consul) string {
 }
 
 // ready is nil once the agent's own node takes jobs.
-func (n *Nomad) ready(t *testing.T, client *http.Client, address string) error {
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/v1/nodes", nil)
-	if err != nil {
-		return err
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
+func (n *Nomad) ready(client *http.Client, address string) error {
+	body, err := get(client, "http://"+address+"/v1/nodes")
 	if err != nil {
 		return err
 	}
 	var nodes []struct{ Status string }
-	if err := json.Unmarshal(body, &nodes); err != nil || len(nodes) != 1 || nodes[0].Status != "ready" {
+	if err := json.Unmarshal([]byte(body), &nodes); err != nil || len(nodes) != 1 || nodes[0].Status != "ready" {
 		return fmt.Errorf("its nodes are %s", body)
 	}
 	return nil

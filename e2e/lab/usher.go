@@ -5,7 +5,6 @@ package lab
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"regexp"
 	"strconv"
@@ -111,16 +110,7 @@ func (u *Usher) Admin(path string) (string, error) {
 	if err := u.Alive(); err != nil {
 		return "", err
 	}
-	response, err := u.HTTPClient.Get("http://127.0.0.1:18001" + path)
-	if err != nil {
-		return "", err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(body)))
-	}
-	return string(body), err
+	return get(u.HTTPClient, "http://127.0.0.1:18001"+path)
 }
 
 // Metrics returns the text of /metrics.

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"syscall"
 )
 
 // The parts in .tools that the site is built with; the Makefile and the pins under tools/ have their versions, too.
@@ -19,17 +20,21 @@ const (
 )
 
 func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "site:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
 	var o options
 	flag.StringVar(&o.root, "root", ".", "the directory of the repository")
 	flag.StringVar(&o.out, "out", "dist/site", "the directory that the site replaces")
 	flag.StringVar(&o.tools, "tools", ".tools", "the directory with Hugo and MiniSearch")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := build(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, "site:", err)
-		os.Exit(1)
-	}
+	return build(ctx, o)
 }
 
 // options say from where to where the site is built.
@@ -61,7 +66,7 @@ func build(ctx context.Context, o options) error {
 	if err := writeInput(input, pages, repository, o); err != nil {
 		return err
 	}
-	return hugo(ctx, input, o)
+	return replace(o.out, func(out string) error { return hugo(ctx, input, out, o) })
 }
 
 // writeInput writes what Hugo reads: the layouts, the pages, their pictures and the library for the search.
@@ -112,17 +117,36 @@ func copyFile(to, from string) error {
 	return write(to, content)
 }
 
-// hugo makes the site of what is in the directory. A warning is an error.
-func hugo(ctx context.Context, dir string, o options) error {
-	out, err := filepath.Abs(o.out)
+// replace makes a directory beside the one that it replaces. If that fails, the last good one stays.
+func replace(dir string, makeIn func(dir string) error) error {
+	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}
-	if err := os.RemoveAll(out); err != nil {
+	parent := filepath.Dir(dir)
+	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return err
 	}
+	beside, err := os.MkdirTemp(parent, ".site-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(beside)
+	made := filepath.Join(beside, filepath.Base(dir))
+	if err := makeIn(made); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return os.Rename(made, dir)
+}
+
+// hugo makes the site of what is in the directory. A warning is an error.
+func hugo(ctx context.Context, dir, out string, o options) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(o.tools, hugoPart, "hugo"), "--panicOnWarning", "--noBuildLock",
 		"--source", dir, "--destination", out, "--cacheDir", filepath.Join(dir, "cache"))
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir} // any HUGO_ variable would be a setting of the site
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("hugo: %w\n%s", err, output)
 	}

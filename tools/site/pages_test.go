@@ -3,6 +3,7 @@ package main
 import (
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -77,4 +78,45 @@ func TestTheHomePageHasTheNavigation(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("docs/navigation.yaml and the list of docs/index.md differ (-navigation +index):\n%s", diff)
 	}
+}
+
+// A Hugo that fails leaves the last good site, and nothing else. The caller's settings of Hugo have no effect.
+func TestTheLastGoodSiteStays(t *testing.T) {
+	t.Setenv("HUGO_BASEURL", "https://elsewhere.example/")
+	tools, parent := t.TempDir(), t.TempDir()
+	for _, file := range []string{"dist/es/index.js", "LICENSE.txt"} {
+		if err := write(filepath.Join(tools, miniSearchPart, "package", file), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := options{root: "../..", out: filepath.Join(parent, "site"), tools: tools}
+	buildWith := func(script string) error {
+		hugo := filepath.Join(tools, hugoPart, "hugo")
+		if err := write(hugo, []byte("#!/bin/sh\nwhile [ \"$1\" != --destination ]; do shift; done\nmkdir \"$2\"\n"+script)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(hugo, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return build(t.Context(), o)
+	}
+	want := func(content string) {
+		t.Helper()
+		page, err := os.ReadFile(filepath.Join(o.out, "index.html"))
+		if entries, _ := os.ReadDir(parent); err != nil || string(page) != content || len(entries) != 1 {
+			t.Errorf("the site says %q (%v), want %q; beside it are %v", page, err, content, entries)
+		}
+	}
+	if err := buildWith("echo \"one $HUGO_BASEURL\" >\"$2/index.html\"\n"); err != nil {
+		t.Fatal(err)
+	}
+	want("one \n")
+	if err := buildWith("echo two >\"$2/index.html\"\necho refused >&2\nexit 1\n"); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("the error is %v, want what hugo says", err)
+	}
+	want("one \n")
+	if err := buildWith("echo three >\"$2/index.html\"\n"); err != nil {
+		t.Fatal(err)
+	}
+	want("three\n")
 }

@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/net/html"
@@ -195,7 +196,15 @@ func theMenuHasEveryPage(t *testing.T, site fs.FS) {
 // A real browser shows every page. A message on its console fails the test, as everything does that a page's
 // Content-Security-Policy forbids.
 func inABrowser(t *testing.T, site fs.FS) {
-	server := httptest.NewServer(http.FileServerFS(site))
+	var isBroken atomic.Bool // the server has no search
+	files := http.FileServerFS(site)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isBroken.Load() && (r.URL.Path == "/search.json" || r.URL.Path == "/assets/minisearch.js") {
+			http.Error(w, "broken", http.StatusServiceUnavailable)
+			return
+		}
+		files.ServeHTTP(w, r)
+	}))
 	t.Cleanup(server.Close)
 	wide := browser.View{Width: 1440, Height: 900}
 	dark := browser.View{Width: 1440, Height: 900, Dark: true}
@@ -222,7 +231,8 @@ func inABrowser(t *testing.T, site fs.FS) {
 		}
 		tab.Look(t, wide)
 	}
-	searches(t, tab)
+	tab.Expect("the server responded with a status of 503")
+	searches(t, tab, &isBroken)
 	tab.Go(t, server.URL+"/quickstart-vm/")
 	copiesCommands(t, tab)
 	tab.Look(t, phone)
@@ -230,9 +240,15 @@ func inABrowser(t *testing.T, site fs.FS) {
 	unfoldsTheMenu(t, tab)
 }
 
-// The search finds a setting by the beginning of its name, and leads to its heading.
-func searches(t *testing.T, tab *browser.Tab) {
+// The search says that it could not be loaded, and loads once it can. It finds a setting by the beginning of its name, and
+// leads to its heading.
+func searches(t *testing.T, tab *browser.Tab, isBroken *atomic.Bool) {
+	isBroken.Store(true)
 	tab.Eval(t, `document.querySelector(".search input").focus(), 0`, nil)
+	tab.Press(t, "x")
+	tab.WaitFor(t, `document.querySelector("#search-results").textContent === "The search could not be loaded."`)
+	isBroken.Store(false)
+	tab.Eval(t, `document.querySelector(".search input").value = "", 0`, nil)
 	tab.Press(t, "trusted_cid")
 	tab.WaitFor(t, `document.querySelector("#search-results a")?.textContent.includes("trusted_cidrs")`)
 	tab.Screenshot(t, "search")
@@ -240,15 +256,26 @@ func searches(t *testing.T, tab *browser.Tab) {
 	tab.WaitFor(t, `location.hash && document.querySelector(decodeURIComponent(location.hash))`)
 }
 
-// The button of a console block copies its commands, without prompts and output.
+// The button of a console block copies its commands, without prompts and output, and says so for a while.
 func copiesCommands(t *testing.T, tab *browser.Tab) {
-	var copied []string
+	var copied, labels []string
 	tab.Eval(t, `(async () => {
 		const copied = [];
 		Object.defineProperty(navigator, "clipboard", { value: { writeText: async (text) => copied.push(text) } });
 		for (const code of document.querySelectorAll(".code:has([data-lang=console])")) code.querySelector("button").click();
 		return copied;
 	})()`, &copied)
+	tab.Eval(t, `(async () => {
+		const button = document.querySelector(".copy"), labels = [];
+		const changes = new MutationObserver(() => labels.push(button.textContent));
+		changes.observe(button, { childList: true });
+		button.click();
+		while (labels.at(-1) !== "Copy") await new Promise((done) => setTimeout(done, 50));
+		return labels;
+	})()`, &labels)
+	if want := []string{"Copied", "Copy"}; !slices.Equal(labels, want) {
+		t.Errorf("the button says %q after a click, want %q", labels, want)
+	}
 	if len(copied) == 0 || !strings.HasPrefix(copied[0], "systemctl is-active gateway\ngrep ExecStart= ") {
 		t.Errorf("the buttons copy %q, want the commands of the quickstart", copied)
 	}

@@ -47,7 +47,7 @@ func (c *Cluster) startAPIServer(t *testing.T) {
 	if err := os.WriteFile(tokens, []byte(adminToken), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	server := c.startOnNode(t, "kube-apiserver", testprocess.Tool(t, "kubernetes-1.34.0", "kube-apiserver"),
+	server := c.startOnNode(t, "kube-apiserver", testprocess.Tool(t, testprocess.Kubernetes, "kube-apiserver"),
 		"--etcd-servers", etcd, "--bind-address", "0.0.0.0", "--advertise-address", nodeIP, "--secure-port", "443",
 		"--cert-dir", c.dir, "--authorization-mode", "RBAC", "--token-auth-file", tokens,
 		"--service-cluster-ip-range", "10.96.0.0/16", "--allow-privileged",

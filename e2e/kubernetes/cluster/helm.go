@@ -34,7 +34,7 @@ func (c *Cluster) TryHelm(t *testing.T, stdin string, args ...string) (string, e
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), helmDeadline)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, testprocess.Tool(t, "helm-3.22.0", "helm"), args...)
+	cmd := exec.CommandContext(ctx, testprocess.Tool(t, testprocess.Helm, "helm"), args...)
 	// Helm limits its requests by default, which only makes a test wait.
 	cmd.Env = []string{"HOME=" + c.dir, "KUBECONFIG=" + c.Kubeconfig(t), "HELM_QPS=1000", "HELM_BURST_LIMIT=1000"}
 	cmd.Stdin = strings.NewReader(stdin)

@@ -118,7 +118,7 @@ func (s *Server) Stop() { s.process.Kill() }
 // ready.
 func (s *Server) Resume(t *testing.T) {
 	t.Helper()
-	s.process = s.run(t, "kube-apiserver", testprocess.Tool(t, "kubernetes-1.34.0", "kube-apiserver"), s.args...)
+	s.process = s.run(t, "kube-apiserver", testprocess.Tool(t, testprocess.Kubernetes, "kube-apiserver"), s.args...)
 	testprocess.Eventually(t, "the API server is ready", testprocess.StartDeadline, func() error {
 		if _, err := os.Stat(s.dir + "/apiserver.crt"); err != nil {
 			return errors.Join(err, s.process.Alive())

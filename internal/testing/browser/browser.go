@@ -205,7 +205,7 @@ func (tab *Tab) Findings(t *testing.T) []Finding {
 	t.Helper()
 	var isThere bool
 	if tab.Eval(t, `typeof axe === "object"`, &isThere); !isThere {
-		tab.Eval(t, testprocess.ReadFile(t, testprocess.Tool(t, "axe-core-4.14.1", "package", "axe.min.js"))+";0", nil)
+		tab.Eval(t, testprocess.ReadFile(t, testprocess.Tool(t, testprocess.AxeCore, "package", "axe.min.js"))+";0", nil)
 	}
 	var findings []Finding
 	tab.Eval(t, `axe.run({resultTypes: ["violations"]}).then(r => r.violations)`, &findings)

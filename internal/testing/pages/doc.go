@@ -23,5 +23,6 @@
 // such as the address of a gateway, and Options.Fails the commands whose exit status is another than 0.
 //
 // TestEveryBlockOfThePagesIsTested reads these calls in the tests: a block is tested if one of them names it, in literals,
-// or the block's section or page. A block that no test can run is in that test's list, with the reason.
+// or the block's section or page. Only is for a test that runs one block of a section, and fails if there are more. A block
+// that no test can run is in that test's list, with the reason.
 package pages

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // Block is a code block of a page.
@@ -82,11 +84,20 @@ func Parse(page, text string) []Block {
 // Page returns the code blocks of a page, which is named by its path in the repository.
 func Page(t testing.TB, page string) []Block {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root(t), page))
+	text, err := os.ReadFile(filepath.Join(testprocess.Root(t), page))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return Parse(page, string(text))
+}
+
+// Only returns the one block of a list, for a test that runs one command.
+func Only(t testing.TB, blocks []Block) Block {
+	t.Helper()
+	if len(blocks) != 1 {
+		t.Fatalf("the test runs one block, and the page has %d: %v", len(blocks), blocks)
+	}
+	return blocks[0]
 }
 
 // Section returns the code blocks below a heading of a page, up to the next heading.
@@ -99,28 +110,13 @@ func Section(t testing.TB, page, section string) []Block {
 	return blocks
 }
 
-// Find returns the one code block of a page whose first line begins with a text.
+// Find returns the one code block of a page whose first line begins with a text. Of blocks with the same text, it is the first.
 func Find(t testing.TB, page, beginning string) []Block {
 	t.Helper()
 	blocks := slices.DeleteFunc(Page(t, page), func(b Block) bool { return !strings.HasPrefix(b.Text, beginning) })
+	blocks = slices.CompactFunc(blocks, func(a, b Block) bool { return a.Text == b.Text })
 	if len(blocks) != 1 {
 		t.Fatalf("%s has %d code blocks that begin with %q, want one", page, len(blocks), beginning)
 	}
 	return blocks
-}
-
-// root is the directory of the module: a test runs in that of its package.
-func root(t testing.TB) string {
-	t.Helper()
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "docs", "architecture.md")); err == nil {
-			return dir
-		}
-	}
-	t.Fatal("the directory of the repository is not above the test's")
-	return ""
 }

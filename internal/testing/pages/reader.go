@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"strconv"
@@ -34,17 +35,27 @@ type Reader struct {
 	options   Options
 	replacer  *strings.Replacer
 	terminals map[string]*shell
-	last      string // what the last command has printed
+	last      string          // what the last command has printed; "" if it may go on
+	failed    map[string]bool // the commands of Options.Fails that were typed
 }
 
 // NewReader returns a reader who has no terminal open yet. Its terminals end with the test.
 func NewReader(t *testing.T, o Options) *Reader {
 	t.Helper()
 	o.Shell = withShell(t, o.Shell)
+	o.Elsewhere = maps.Clone(o.Elsewhere)
 	for on, c := range o.Elsewhere {
 		o.Elsewhere[on] = withShell(t, c)
 	}
-	return &Reader{options: o, replacer: strings.NewReplacer(o.Replace...), terminals: map[string]*shell{}}
+	r := &Reader{options: o, replacer: strings.NewReplacer(o.Replace...), terminals: map[string]*shell{}, failed: map[string]bool{}}
+	t.Cleanup(func() {
+		for command := range o.Fails {
+			if !r.failed[command] && !t.Failed() {
+				t.Errorf("the test expects that %q fails, and no page that it follows has this command", command)
+			}
+		}
+	})
+	return r
 }
 
 // withShell is a command that runs a shell.
@@ -95,20 +106,22 @@ func (r *Reader) run(t *testing.T, b Block) {
 	for i, s := range steps {
 		if mayGoOn && i == len(steps)-1 {
 			sh.begin(t, s)
+			r.last = ""
 			continue
 		}
 		r.last = sh.run(t, s, r.exitStatus(s.command))
 	}
 }
 
-// exitStatus is the one that a command should have.
+// exitStatus is the one that a command should have. Commands that differ on the pages may be the same one here.
 func (r *Reader) exitStatus(command string) int {
+	want := 0
 	for onPage, status := range r.options.Fails {
 		if r.replacer.Replace(onPage) == command {
-			return status
+			r.failed[onPage], want = true, status
 		}
 	}
-	return 0
+	return want
 }
 
 func (r *Reader) write(t *testing.T, b Block) {

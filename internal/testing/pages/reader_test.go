@@ -77,24 +77,36 @@ func TestReader(t *testing.T) {
 // TestReaderSeesDifferences wants a failure for another output, another exit status and a block that cannot be followed.
 func TestReaderSeesDifferences(t *testing.T) {
 	for what, page := range map[string]string{
-		"another output":      "~~~console\n$ echo one\ntwo\n~~~\n",
-		"an output not shown": "~~~console\n$ echo one\n~~~\n",
-		"a failure":           "~~~sh\n(exit 3)\n~~~\n",
-		"another text":        "~~~sh\necho one\n~~~\n~~~text\ntwo\n~~~\n",
-		"no file":             "~~~yaml\na: b\n~~~\n",
-		"no directory":        "Write ~here/file.yaml~:\n\n~~~yaml\na: b\n~~~\n",
+		"another output":       "~~~console\n$ echo one\ntwo\n~~~\n",
+		"an output not shown":  "~~~console\n$ echo one\n~~~\n",
+		"a failure":            "~~~sh\n(exit 3)\n~~~\n",
+		"another text":         "~~~sh\necho one\n~~~\n~~~text\ntwo\n~~~\n",
+		"no file":              "~~~yaml\na: b\n~~~\n",
+		"a text of no command": "~~~sh\necho one\n~~~\nIn a second terminal:\n~~~sh\nread -r end </dev/zero\n~~~\n~~~text\none\n~~~\n",
+		"no directory":         "Write ~here/file.yaml~:\n\n~~~yaml\na: b\n~~~\n",
 	} {
 		if follows(t, ticked(page)) {
 			t.Errorf("%s: the reader sees nothing wrong:\n%s", what, page)
 		}
 	}
+	t.Setenv(failsToWant, "(exit 3)")
+	if follows(t, ticked("~~~sh\ntrue\n~~~\n")) {
+		t.Error("the reader does not see that no command of a page is the one that should fail")
+	}
+	if !follows(t, ticked("~~~sh\n(exit 3)\n~~~\n")) {
+		t.Error("the reader does not follow a page with a command that should fail")
+	}
+	t.Setenv(failsToWant, "")
 	if !follows(t, ticked("~~~console\n$ echo one\none\n~~~\n")) {
 		t.Error("the reader does not follow a page that is right")
 	}
 }
 
-// pageToFollow is the variable with the page of a process that follows.
-const pageToFollow = "USHER_TEST_PAGE"
+// The variables with the page of a process that follows, and the command that should fail there, if any.
+const (
+	pageToFollow = "USHER_TEST_PAGE"
+	failsToWant  = "USHER_TEST_FAILS"
+)
 
 // follows reports whether a reader can follow a page, in a process that a difference fails.
 func follows(t *testing.T, page string) bool {
@@ -106,5 +118,9 @@ func follows(t *testing.T, page string) bool {
 
 // TestFollowAPage is the other process of TestReaderSeesDifferences; otherwise there is no page.
 func TestFollowAPage(t *testing.T) {
-	NewReader(t, Options{}).Follow(t, Parse("docs/page.md", os.Getenv(pageToFollow)))
+	fails := map[string]int{}
+	if command := os.Getenv(failsToWant); command != "" {
+		fails[command] = 3
+	}
+	NewReader(t, Options{Fails: fails}).Follow(t, Parse("docs/page.md", os.Getenv(pageToFollow)))
 }

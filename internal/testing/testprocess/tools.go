@@ -4,12 +4,22 @@ package testprocess
 
 import (
 	"cmp"
-	"errors"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
+)
+
+// Parts that `make tools` brings, by their directories below .tools. The Makefile has them, too; lab.ConsulNew and its
+// neighbours are the versions that the stories compare.
+const (
+	AxeCore    = "axe-core-4.14.1"
+	Consul     = "consul-1.22.7"
+	Envoy      = "envoy-1.40.0"
+	Helm       = "helm-3.22.0"
+	Kubectl    = "kubectl-1.34.0"
+	Kubernetes = "kubernetes-1.34.0"
+	Machine    = "debian-12" // the file system of a clean machine
 )
 
 // Tool is the absolute path of a program that `make tools` brings, by its path
@@ -18,7 +28,7 @@ func Tool(t *testing.T, path ...string) string {
 	t.Helper()
 	dir := os.Getenv("USHER_TOOLS")
 	if dir == "" {
-		dir = filepath.Join(root(t), ".tools")
+		dir = filepath.Join(Root(t), ".tools")
 	}
 	return Binary(t, filepath.Join(append([]string{dir}, path...)...), "make tools")
 }
@@ -39,7 +49,7 @@ func Binary(t *testing.T, path, command string) string {
 // Usher is the absolute path of the Usher under test: USHER_BIN, or bin/usher.
 func Usher(t *testing.T) string {
 	t.Helper()
-	return Binary(t, cmp.Or(os.Getenv("USHER_BIN"), filepath.Join(root(t), "bin", "usher")), "make build")
+	return Binary(t, cmp.Or(os.Getenv("USHER_BIN"), filepath.Join(Root(t), "bin", "usher")), "make build")
 }
 
 // Debian is the path of a command that a Debian package brings.
@@ -50,22 +60,6 @@ func Debian(t *testing.T, name, debianPackage string) string {
 		t.Fatalf("the command %s is missing: run \"make tools\" or install Debian's %s", name, debianPackage)
 	}
 	return path
-}
-
-// root is the directory of the module: a test runs in that of its package.
-func root(t *testing.T) string {
-	t.Helper()
-	dir, err := os.Getwd()
-	for ; err == nil; dir = filepath.Dir(dir) {
-		if _, err = os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir
-		}
-		if errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir) {
-			err = nil
-		}
-	}
-	t.Fatalf("the directory of the module: %v", err)
-	return ""
 }
 
 // NewDir is a directory for one process's files until the test ends. Its path

@@ -3,19 +3,27 @@ const menu = document.querySelector(".menu");
 menu.open = !matchMedia("(max-width: 860px)").matches;
 menu.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
 
-// A button copies a block of code: of one with prompts, the commands.
-for (const pre of document.querySelectorAll("article pre")) {
+// A button copies a block of code: of one with prompts, the commands. A browser has a clipboard only with HTTPS or on the same
+// machine.
+for (const pre of navigator.clipboard ? document.querySelectorAll("article pre") : []) {
   const around = document.createElement("div");
   around.className = "code";
   pre.replaceWith(around);
+  around.append(pre, copyButton(pre));
+}
+
+function copyButton(pre) {
   const button = document.createElement("button");
   button.className = "copy";
   button.textContent = "Copy";
+  let before;
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(commands(pre.textContent));
-    button.textContent = "Copied";
+    clearTimeout(before);
+    const copied = await navigator.clipboard.writeText(commands(pre.textContent)).then(() => true, () => false);
+    button.textContent = copied ? "Copied" : "Not copied";
+    before = setTimeout(() => (button.textContent = "Copy"), 2000);
   });
-  around.append(pre, button);
+  return button;
 }
 
 // commands returns the lines with a prompt, without it, and those with which such a line goes on; or the whole text if it has
@@ -36,11 +44,13 @@ const root = new URL("../", import.meta.url);
 const input = document.querySelector(".search input");
 const results = document.querySelector("#search-results");
 let loading;
+let loads = 0;
 
 async function load() {
+  const again = loads++ ? `?${loads}` : ""; // a browser does not load a module again whose load has failed
   const [{ default: MiniSearch }, entries] = await Promise.all([
-    import("./minisearch.js"),
-    fetch(new URL("search.json", root)).then((response) => response.json()),
+    import(`./minisearch.js${again}`),
+    fetch(new URL("search.json", root)).then((response) => (response.ok ? response.json() : Promise.reject(response.statusText))),
   ]);
   const index = new MiniSearch({
     fields: ["heading", "page", "text"],
@@ -54,8 +64,9 @@ async function load() {
 async function search() {
   const query = input.value.trim();
   if (!query) return show([]);
-  const index = await (loading ??= load());
+  const index = await (loading ??= load().catch(() => (loading = undefined))); // the next search loads it again
   if (query !== input.value.trim()) return; // typed on meanwhile
+  if (!index) return show([], "The search could not be loaded.");
   show(index.search(query).slice(0, 12).map((hit) => item(hit)), "Nothing found.");
 }
 
