@@ -87,6 +87,7 @@ unit: ## Run the tests that need neither network nor real parts
 .PHONY: race
 race: debian ## Run the same tests under the race detector
 	go test -race -p $(PACKAGES_AT_ONCE) ./...
+	go -C tools/release test -run 'Changelog|Fragments|Mistakes' ./...
 
 .PHONY: image-test
 image-test: debian ## Build the image twice and compare it, run it, import it into containerd, and push it
