@@ -95,7 +95,7 @@ image-test: debian ## Build the image twice and compare it, run it, import it in
 
 .PHONY: release-test
 release-test: debian $(HELM) .tools/consul-1.22.7/pin ## Build packages twice and compare them; install, start, upgrade and remove them in a copy of this system
-	go -C tools/release test -count=1 ./...
+	go -C tools/release test -count=1 -timeout 20m ./...
 
 .PHONY: monitoring-test
 monitoring-test: ## Test the alerts and the dashboard with the libraries of Prometheus and Grafana

@@ -55,7 +55,7 @@ func (p product) writePackage(kind string) (string, error) {
 	return name, out.Close()
 }
 
-// maintainer is who signs for a package, in the form that Debian's policy asks for (5.6.2). The project has no mailbox.
+// maintainer has the form that Debian's policy asks for (5.6.2). The project has no mailbox.
 const maintainer = "The Usher authors <usherproxy@users.noreply.github.com>"
 
 // info describes a package. Packagers change it and its contents.

@@ -10,6 +10,7 @@ mount -t tmpfs usher-test /mnt
 mkdir /mnt/{upper,work,root}
 mount -t overlay usher-test -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
 root=/mnt/root
+rm -f $root/usr/sbin/policy-rc.d # where this system is a container, it starts and stops no service
 mkdir -p $root/packages
 cp -r "$packages"/. $root/packages/
 cat "${script%/*}/asserts.sh" "$script" >$root/packages/script.sh
@@ -20,18 +21,20 @@ systemd)
 		[Unit]
 		Requires=basic.target
 		After=basic.target
-		JobTimeoutSec=240
+		JobTimeoutSec=270
 		JobTimeoutAction=poweroff-force
 		SuccessAction=poweroff-force
 		FailureAction=poweroff-force
 		[Service]
 		Type=oneshot
 		ExecStart=/bin/bash /packages/script.sh
-		TimeoutStartSec=180
+		TimeoutStartSec=240
 		TimeoutStopSec=5
 		StandardOutput=file:/packages/output
 		StandardError=inherit
 	UNIT
+	mkdir -p /run/systemd/nspawn
+	mount -t tmpfs usher-test /run/systemd/nspawn # another nspawn of a directory with this name has its files there
 	systemd-nspawn --quiet --directory=$root --register=no --keep-unit --private-network --link-journal=no --settings=no \
 		--console=pipe --bind-ro="$consul:/usr/bin/consul" --boot systemd.unit=packages.service systemd.log_target=journal >&2 </dev/null
 	cat $root/packages/output || echo "systemd has not started the script"

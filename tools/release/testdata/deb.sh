@@ -43,7 +43,7 @@ sed -i "/^USHER_FLAGS=/{s|/var/lib/usher|/srv/usher|;s|\"\$| $more&|}" /etc/defa
 systemctl daemon-reload
 systemctl restart usher
 answers
-[[ -n $(ls /srv/usher) ]] || fail "there is no state in /srv/usher"
+[[ -n $(ls -A /srv/usher) ]] || fail "there is no state in /srv/usher"
 for where in "--unix-socket /run/usher/xds.sock" "--connect-to usher.test:443:127.0.0.1:443"; do
 	# gRPC refuses a GET. That it answers is enough.
 	# shellcheck disable=SC2086 # these are flags
