@@ -43,8 +43,8 @@ func TestArchiveIsInstalledByHandLikeTheDeb(t *testing.T) {
 func inCopyOfSystem(t *testing.T, script, runner string, files ...file) (left string) {
 	t.Helper()
 	l := builtForLinux(t)
-	packages, err := os.MkdirTemp(workDir, "packages-")
-	if err != nil {
+	packages := filepath.Join(workDir, "packages of "+script)
+	if err := os.Mkdir(packages, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for name, file := range map[string]string{
