@@ -89,6 +89,7 @@ unit: ## Run the tests that need neither network nor real parts
 .PHONY: race
 race: debian ## Run the same tests under the race detector
 	go test -race -p $(PACKAGES_AT_ONCE) ./...
+	go -C tools/release test -run 'Changelog|Fragments|Mistakes' ./...
 
 .PHONY: image-test
 image-test: debian ## Build the image twice and compare it, run it, import it into containerd, and push it
@@ -96,7 +97,7 @@ image-test: debian ## Build the image twice and compare it, run it, import it in
 
 .PHONY: release-test
 release-test: debian $(HELM) $(CONSUL_NEW) ## Build packages twice and compare them; install, start, upgrade and remove them in a copy of this system
-	go -C tools/release test -count=1 ./...
+	go -C tools/release test -count=1 -timeout 20m ./...
 
 .PHONY: monitoring-test
 monitoring-test: ## Test the alerts and the dashboard with the libraries of Prometheus and Grafana

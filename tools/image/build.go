@@ -54,7 +54,11 @@ func build(ctx context.Context, o options, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	image, sboms, err := assemble(binaries, r)
+	licenses, err := licenses(ctx, o.source, binaries)
+	if err != nil {
+		return err
+	}
+	image, sboms, err := assemble(binaries, licenses, r)
 	if err != nil {
 		return err
 	}
@@ -78,8 +82,8 @@ func build(ctx context.Context, o options, out io.Writer) error {
 }
 
 // assemble returns the image for all architectures, and an SBOM for each.
-func assemble(binaries []binary, r release) (v1.ImageIndex, []sbom, error) {
-	base, err := baseLayer(r.time)
+func assemble(binaries []binary, licenses map[string][]byte, r release) (v1.ImageIndex, []sbom, error) {
+	base, err := baseLayer(licenses, r.time)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -25,7 +25,7 @@ import (
 // The version of the commit that the test builds, and the commit's time.
 const (
 	commitTime  = checkout.Time
-	testVersion = "v0.0.0-20260203040506-" // and 12 digits of the commit
+	testVersion = "v0.0.0-20260131220506-" // and 12 digits of the commit
 )
 
 // workDir has the two checkouts.
@@ -33,7 +33,7 @@ var workDir string
 
 func TestMain(m *testing.M) {
 	var err error
-	if workDir, err = os.MkdirTemp("", "usher-image-"); err != nil {
+	if workDir, err = checkout.WorkDir(filepath.Join("..", ".."), "image-test"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

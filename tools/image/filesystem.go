@@ -3,10 +3,14 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"context"
+	"debug/buildinfo"
 	"encoding/pem"
 	"io"
 	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -14,12 +18,15 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/crypto/x509roots/fallback/bundle"
+
+	"github.com/usherproxy/usher/tools/image/notices"
 )
 
 // Paths in the image.
 const (
 	binaryPath = "usr/local/bin/usher"
 	rootsPath  = "etc/ssl/certs/ca-certificates.crt" // where Go looks first
+	docPath    = "usr/share/doc/usher"
 )
 
 // The user of the image. Kubernetes compares the number with runAsNonRoot, so it has to be one.
@@ -30,12 +37,35 @@ const (
 )
 
 // baseLayer returns what all architectures share.
-func baseLayer(modified time.Time) (v1.Layer, error) {
-	return newLayer(map[string][]byte{
+func baseLayer(licenses map[string][]byte, modified time.Time) (v1.Layer, error) {
+	files := map[string][]byte{
 		"etc/passwd": []byte(passwd),
 		"etc/group":  []byte(group),
 		rootsPath:    rootCertificates(),
-	}, 0o644, modified)
+	}
+	maps.Copy(files, licenses)
+	return newLayer(files, 0o644, modified)
+}
+
+// licenses returns the files with the license of Usher, and with those of what else is in the image.
+func licenses(ctx context.Context, source string, all []binary) (map[string][]byte, error) {
+	own, err := os.ReadFile(filepath.Join(source, "LICENSE"))
+	if err != nil {
+		return nil, err
+	}
+	var infos []*buildinfo.BuildInfo
+	for _, b := range all {
+		infos = append(infos, b.info)
+	}
+	others, err := notices.OfBinaries(ctx, source, infos...)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := notices.OfModules(ctx, filepath.Join(source, "tools", "image"), rootsModule)
+	return map[string][]byte{
+		docPath + "/LICENSE":              own,
+		docPath + "/THIRD-PARTY-LICENSES": append(others, roots...),
+	}, err
 }
 
 // rootCertificates returns the authorities that Mozilla trusts, in PEM.

@@ -33,7 +33,7 @@ func newImage(base v1.Layer, b binary, r release) (v1.Image, error) {
 		return nil, err
 	}
 	image, err = mutate.Append(image,
-		mutate.Addendum{Layer: base, History: v1.History{Created: created, CreatedBy: "tools/image: user, certificate authorities"}},
+		mutate.Addendum{Layer: base, History: v1.History{Created: created, CreatedBy: "tools/image: user, certificate authorities, licenses"}},
 		mutate.Addendum{Layer: usher, History: v1.History{Created: created, CreatedBy: "tools/image: usher for linux/" + b.arch}})
 	if err != nil {
 		return nil, err

@@ -84,6 +84,8 @@ func TestImageHasTheBinaryAndLittleElse(t *testing.T) {
 			"etc": 0o755, "etc/passwd": 0o644, "etc/group": 0o644,
 			"etc/ssl": 0o755, "etc/ssl/certs": 0o755, "etc/ssl/certs/ca-certificates.crt": 0o644,
 			"usr": 0o755, "usr/local": 0o755, "usr/local/bin": 0o755, "usr/local/bin/usher": 0o755,
+			"usr/share": 0o755, "usr/share/doc": 0o755, "usr/share/doc/usher": 0o755,
+			"usr/share/doc/usher/LICENSE": 0o644, "usr/share/doc/usher/THIRD-PARTY-LICENSES": 0o644,
 		}
 		for path, e := range got {
 			if e.Mode != want[path] || e.Uid != 0 || e.Gid != 0 || e.ModTime.UTC().Format("2006-01-02T15:04:05Z") != commitTime {
@@ -100,6 +102,18 @@ func TestImageHasTheBinaryAndLittleElse(t *testing.T) {
 		}
 		if !bytes.Equal(got[binaryPath].content, binary) {
 			t.Errorf("the binary in the image for linux/%s is not the one in dist", arch)
+		}
+		for path, texts := range map[string][]string{
+			"LICENSE": {"Apache License"},
+			"THIRD-PARTY-LICENSES": {
+				"==== Go " + runtime.Version() + ": LICENSE", "==== google.golang.org/grpc v", "==== " + rootsModule + " v", "Mozilla Public License",
+			},
+		} {
+			for _, text := range texts {
+				if !bytes.Contains(got[docPath+"/"+path].content, []byte(text)) {
+					t.Errorf("linux/%s: %s/%s has no %q", arch, docPath, path, text)
+				}
+			}
 		}
 	}
 }

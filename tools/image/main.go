@@ -7,8 +7,8 @@
 //	go run . sbom BINARY
 //
 // The image is for several architectures and made from scratch: it has the static binary, the certificate
-// authorities that Mozilla trusts, a user that is not root, and nothing else. Two builds of one commit give the
-// same bytes.
+// authorities that Mozilla trusts, a user that is not root, the licenses of all of that, and nothing else. Two
+// builds of one commit give the same bytes.
 package main
 
 import (

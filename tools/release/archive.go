@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"os"
 	"slices"
@@ -32,7 +33,7 @@ func writeArchive(path, dir string, files []file, modified time.Time) error {
 	for _, f := range files {
 		header := tar.Header{
 			Typeflag: tar.TypeReg, Name: dir + "/" + f.name, Size: int64(len(f.content)),
-			Mode: max(f.mode, 0o644), ModTime: modified, Format: tar.FormatPAX, Uname: "root", Gname: "root",
+			Mode: cmp.Or(f.mode, 0o644), ModTime: modified, Format: tar.FormatPAX, Uname: "root", Gname: "root",
 		}
 		if err := archive.WriteHeader(&header); err != nil {
 			return err

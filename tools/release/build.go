@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -9,11 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/mod/semver"
 )
 
 // options say what to build.
@@ -28,8 +30,14 @@ type options struct {
 // allPlatforms are those that a release is for.
 var allPlatforms = []string{"linux/amd64", "linux/arm64", "darwin/amd64", "darwin/arm64"}
 
-// semantic is a version by https://semver.org without build metadata, with the "v" of Go and of git's tags.
-var semantic = regexp.MustCompile(`^v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?$`)
+// checkVersion returns an error if a version is not one by https://semver.org with the "v" of Go and of git's tags. Build
+// metadata is not allowed.
+func checkVersion(version string) error {
+	if version == "" || semver.Canonical(version) != version {
+		return fmt.Errorf("version %q: use VERSION=v1.2.3, a semantic version", version)
+	}
+	return nil
+}
 
 // release is what all files of a release have in common.
 type release struct {
@@ -40,8 +48,11 @@ type release struct {
 
 // build writes the files of a release, and the sums of them.
 func build(ctx context.Context, o options, out io.Writer) error {
-	if !semantic.MatchString(o.version) {
-		return fmt.Errorf("version %q: use VERSION=v1.2.3, a semantic version", o.version)
+	if err := checkVersion(o.version); err != nil {
+		return err
+	}
+	if err := o.checkChart(); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return err
@@ -69,7 +80,7 @@ func build(ctx context.Context, o options, out io.Writer) error {
 }
 
 // number returns the version without "v", as packages and charts have it.
-func (r release) number() string { return strings.TrimPrefix(r.version, "v") }
+func (o options) number() string { return strings.TrimPrefix(o.version, "v") }
 
 // timeOf returns SOURCE_DATE_EPOCH, else the time of the commit.
 func timeOf(ctx context.Context, source string) (time.Time, error) {
@@ -78,6 +89,9 @@ func timeOf(ctx context.Context, source string) (time.Time, error) {
 		cmd := exec.CommandContext(ctx, "git", "log", "-1", "--format=%ct")
 		cmd.Dir = source
 		commit, err := cmd.Output()
+		if failed, ok := errors.AsType[*exec.ExitError](err); ok {
+			err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(failed.Stderr))
+		}
 		if err != nil {
 			return time.Time{}, fmt.Errorf("the time of the commit: git log in %s: %w; without git, set SOURCE_DATE_EPOCH", source, err)
 		}
@@ -118,11 +132,11 @@ func (r release) compile(ctx context.Context) error {
 	return nil
 }
 
-// goCommand runs the go command in the source, and prints its output if it fails.
+// goCommand runs the go command in the source. The error has its output. Manual pages have local time.
 func (r release) goCommand(ctx context.Context, args []string) error {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = r.source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.modified.Unix(), 10))
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "TZ=UTC", "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.modified.Unix(), 10))
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, output)
 	}

@@ -110,7 +110,7 @@ func (c changelog) check() error {
 		return errors.New(`CHANGELOG.md: it begins with "# Changelog", and then has headings such as "## [1.2.3] - 2026-11-30"`)
 	}
 	for i, s := range c.sections {
-		if !semantic.MatchString("v" + s.number) {
+		if checkVersion("v"+s.number) != nil {
 			return fmt.Errorf("CHANGELOG.md: %s is no semantic version", s.number)
 		}
 		if i > 0 && (semver.Compare("v"+c.sections[i-1].number, "v"+s.number) <= 0 || c.sections[i-1].date < s.date) {
@@ -160,8 +160,8 @@ func (c changelog) String() string {
 
 // fold makes the fragments of changes/ a section of CHANGELOG.md, and removes them.
 func fold(source, version, date string) error {
-	if !semantic.MatchString(version) {
-		return fmt.Errorf("version %q: use VERSION=v1.2.3, a semantic version", version)
+	if err := checkVersion(version); err != nil {
+		return err
 	}
 	c, err := readChangelog(source)
 	if err != nil {

@@ -6,13 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 )
 
 // chartVersion is a line of Chart.yaml with the version of the chart or of Usher.
-var chartVersion = regexp.MustCompile(`(?m)^(version|appVersion): .*$`)
+var chartVersion = regexp.MustCompile(`(?m)^(version|appVersion): (.*)$`)
 
-// writeChart writes the Helm chart with the version of the release, as "helm package" names it, and returns its name.
+// writeChart writes the Helm chart, as "helm package" names it, and returns its name.
 func (r release) writeChart() (string, error) {
 	dir := filepath.Join(r.source, "charts", "usher")
 	var files []file
@@ -27,11 +26,26 @@ func (r release) writeChart() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	i := slices.IndexFunc(files, func(f file) bool { return f.name == "Chart.yaml" })
-	if i < 0 || len(chartVersion.FindAll(files[i].content, -1)) != 2 {
-		return "", fmt.Errorf("%s has no Chart.yaml with the lines version and appVersion", dir)
-	}
-	files[i].content = chartVersion.ReplaceAll(files[i].content, []byte("${1}: "+r.number()))
 	name := "usher-" + r.number() + ".tgz"
 	return name, writeArchive(filepath.Join(r.out, name), "usher", files, r.modified)
+}
+
+// checkChart returns an error if the chart in the source has another version than the release: who installs from the source
+// has to get the same.
+func (o options) checkChart() error {
+	path := filepath.Join(o.source, "charts", "usher", "Chart.yaml")
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	lines := chartVersion.FindAllStringSubmatch(string(content), -1)
+	if len(lines) != 2 {
+		return fmt.Errorf("%s: it needs one line version and one line appVersion", path)
+	}
+	for _, line := range lines {
+		if line[2] != o.number() {
+			return fmt.Errorf("%s: %s is %s; set it to %s, and run make generate", path, line[1], line[2], o.number())
+		}
+	}
+	return nil
 }

@@ -1,11 +1,17 @@
 package main
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"github.com/usherproxy/usher/internal/testing/pages"
 )
 
 func TestDebIsInstalledStartedUpgradedAndPurged(t *testing.T) {
@@ -20,33 +26,30 @@ func TestDebWorksWithoutSystemd(t *testing.T) {
 	}
 }
 
-func TestRPMIsInstalledUpgradedAndRemoved(t *testing.T) {
-	inCopyOfSystem(t, "rpm.sh", "chroot")
+func TestRPMIsInstalledStartedUpgradedAndRemoved(t *testing.T) {
+	inCopyOfSystem(t, "rpm.sh", "systemd")
 }
 
 // The page has commands for systems without a package. They lead to the same.
 func TestArchiveIsInstalledByHandLikeTheDeb(t *testing.T) {
-	page, err := os.ReadFile("../../docs/install.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	commands, _, ok := strings.Cut(string(page)[max(0, strings.Index(string(page), "tar -xzf usher_")):], "```")
-	if !ok || !strings.HasPrefix(commands, "tar ") {
-		t.Fatal("docs/install.md has no commands for the archive")
-	}
+	commands := pages.Find(t, "docs/install.md", "tar -xzf usher_")[0].Text
 	if left := inCopyOfSystem(t, "by-hand.sh", "chroot", file{name: "commands", content: []byte(commands)}); left != "" {
 		t.Errorf("after the purge there is still:\n%s", left)
 	}
 }
 
 // inCopyOfSystem runs a script of testdata with the packages and other files in a copy of this system, and returns what is
-// left in it. With systemd, there is a Consul, too.
+// left in it. With systemd, there is a Consul, too. All of it ends with the test.
 func inCopyOfSystem(t *testing.T, script, runner string, files ...file) (left string) {
 	t.Helper()
-	l, packages := builtForLinux(t), t.TempDir()
+	l := builtForLinux(t)
+	packages := filepath.Join(workDir, "packages of "+script)
+	if err := os.Mkdir(packages, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for name, file := range map[string]string{
-		"old.deb": filepath.Join(l.first.dist, "usher_0.1.0-1_amd64.deb"), "new.deb": filepath.Join(l.next.dist, "usher_0.2.0-1_amd64.deb"),
-		"old.rpm": filepath.Join(l.first.dist, "usher-0.1.0-1.x86_64.rpm"), "new.rpm": filepath.Join(l.next.dist, "usher-0.2.0-1.x86_64.rpm"),
+		"old.deb": filepath.Join(l.first.dist, "usher_0.1.0-1_amd64.deb"), "new.deb": filepath.Join(l.next.dist, "usher_0.2.0.rc1-1_amd64.deb"),
+		"old.rpm": filepath.Join(l.first.dist, "usher-0.1.0-1.x86_64.rpm"), "new.rpm": filepath.Join(l.next.dist, "usher-0.2.0.rc1-1.x86_64.rpm"),
 		"usher_0.1.0_linux_amd64.tar.gz": filepath.Join(l.first.dist, "usher_0.1.0_linux_amd64.tar.gz"),
 	} {
 		if err := os.Link(file, filepath.Join(packages, name)); err != nil {
@@ -62,12 +65,17 @@ func inCopyOfSystem(t *testing.T, script, runner string, files ...file) (left st
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private",
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
 		"testdata/copy-of-system.sh", "testdata/"+script, runner, packages, consul)
+	runtime.LockOSThread() // Linux sends the signal when this thread ends
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr, cmd.WaitDelay = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}, 10*time.Second
 	output, err := cmd.CombinedOutput()
 	text := string(output)
 	if err != nil {
-		t.Fatalf("%v:\n%s", err, text)
+		t.Fatalf("%v (%v):\n%s", err, ctx.Err(), text)
 	}
 	_, left, ok := strings.Cut(text, "== done\n")
 	if !ok {

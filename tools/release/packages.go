@@ -4,7 +4,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/goreleaser/nfpm/v2"
@@ -15,13 +14,9 @@ import (
 
 // writePackages writes the packages for Linux, and returns their names.
 func (p product) writePackages() ([]string, error) {
-	contents, err := p.contents()
-	if err != nil {
-		return nil, err
-	}
 	var names []string
 	for _, kind := range []string{"deb", "rpm"} {
-		name, err := p.writePackage(kind, contents)
+		name, err := p.writePackage(kind)
 		if err != nil {
 			return nil, err
 		}
@@ -31,9 +26,13 @@ func (p product) writePackages() ([]string, error) {
 }
 
 // writePackage writes a deb or an rpm, and returns its name.
-func (p product) writePackage(kind string, contents files.Contents) (string, error) {
+func (p product) writePackage(kind string) (string, error) {
+	contents, err := p.contents()
+	if err != nil {
+		return "", err
+	}
 	info := p.info(contents)
-	if kind == "rpm" { // of which distributions have packages with several names
+	if kind == "rpm" { // the package that has useradd is named differently in each distribution
 		info.Depends = []string{"/usr/sbin/useradd"}
 	}
 	if err := nfpm.PrepareForPackager(info, kind); err != nil {
@@ -43,7 +42,8 @@ func (p product) writePackage(kind string, contents files.Contents) (string, err
 	if err != nil {
 		return "", err
 	}
-	name := packager.ConventionalFileName(info)
+	// Packages of a pre-release have "~" in their names, and GitHub would replace it.
+	name := strings.ReplaceAll(packager.ConventionalFileName(info), "~", ".")
 	out, err := os.Create(filepath.Join(p.out, name))
 	if err != nil {
 		return "", err
@@ -55,12 +55,11 @@ func (p product) writePackage(kind string, contents files.Contents) (string, err
 	return name, out.Close()
 }
 
-// info describes the package. It is another one each time, because packagers change it.
+// maintainer has the form that Debian's policy asks for (5.6.2). The project has no mailbox.
+const maintainer = "The Usher authors <usherproxy@users.noreply.github.com>"
+
+// info describes a package. Packagers change it and its contents.
 func (p product) info(contents files.Contents) *nfpm.Info {
-	for i := range contents {
-		c := *contents[i]
-		contents[i] = &c
-	}
 	return nfpm.WithDefaults(&nfpm.Info{
 		Name:     "usher",
 		Arch:     p.arch,
@@ -72,20 +71,20 @@ func (p product) info(contents files.Contents) *nfpm.Info {
 		Description: "Envoy control plane for Consul ingress gateways, with PROXY protocol\n" +
 			"Usher serves the same resources as Consul's own xDS serves an ingress gateway, plus the\n" +
 			"proxy_protocol listener filter, a client address that clients cannot forge, and better access logs.",
-		Maintainer: "The Usher authors <https://github.com/usherproxy/usher>",
+		Maintainer: maintainer,
 		Vendor:     "The Usher authors",
 		Homepage:   "https://github.com/usherproxy/usher",
 		License:    "Apache-2.0",
 		MTime:      p.modified,
 		Overridables: nfpm.Overridables{
 			Suggests: []string{"consul"},
-			Contents: slices.Clone(contents),
+			Contents: contents,
 			Scripts: nfpm.Scripts{
 				PreInstall: p.packaged("preinstall.sh"), PostInstall: p.packaged("postinstall.sh"),
 				PreRemove: p.packaged("preremove.sh"), PostRemove: p.packaged("postremove.sh"),
 			},
 			Deb: nfpm.Deb{Predepends: []string{"passwd"}}, // useradd
-			RPM: nfpm.RPM{BuildHost: "localhost", Group: "System Environment/Daemons", Packager: "The Usher authors"},
+			RPM: nfpm.RPM{BuildHost: "localhost", Group: "System Environment/Daemons", Packager: maintainer},
 		},
 		DisableGlobbing: true,
 	})

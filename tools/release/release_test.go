@@ -8,19 +8,23 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/usherproxy/usher/tools/image/checkout"
 )
 
-// workDir has the copies of the source.
+// workDir has the copies of the source, and what is built from them.
 var workDir string
 
 func TestMain(m *testing.M) {
 	var err error
-	if workDir, err = os.MkdirTemp("", "usher-release-"); err != nil {
+	if workDir, err = checkout.WorkDir(filepath.Join("..", ".."), "release-test"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -28,9 +32,6 @@ func TestMain(m *testing.M) {
 	os.RemoveAll(workDir)
 	os.Exit(code)
 }
-
-// sourceDate is the time of the commit in the copies, for those without git.
-const sourceDate = "1770091506"
 
 // made is a directory with a release, the copy of the source that it is built from, and its commit; "" without git.
 type made struct{ source, dist, commit string }
@@ -48,14 +49,21 @@ func newCopy(root, name string, withGit bool) (made, error) {
 	return m, err
 }
 
-// build builds a version for a platform. The image has a test of this kind in tools/image.
-func (m made) build(version, platform string) error {
-	args := []string{"build", "-source", m.source, "-out", m.dist, "-version", version, "-platforms", platform, "-image=false"}
+// build builds a version for linux/amd64. The image has a test of this kind in tools/image.
+func (m made) build(version string) error {
+	args := []string{"build", "-source", m.source, "-out", m.dist, "-version", version, "-platforms", "linux/amd64", "-image=false"}
 	return run(context.Background(), args, io.Discard)
 }
 
-// forLinux are two builds of one commit in two directories, and the version after it, which has another default config file.
+// forLinux are two builds of one commit in two directories and time zones, and a pre-release of the version after it, which
+// has another default config file.
 type forLinux struct{ first, second, next made }
+
+// The version of next, and what its files have as number.
+const (
+	nextVersion = "v0.2.0-rc1"
+	nextNumber  = "0.2.0-rc1"
+)
 
 // linux makes the releases for Linux, once for all tests.
 var linux = sync.OnceValues(func() (l forLinux, err error) {
@@ -68,23 +76,52 @@ var linux = sync.OnceValues(func() (l forLinux, err error) {
 	if l.next, err = newCopy(l.first.source, "next", true); err != nil {
 		return l, err
 	}
-	if err = appendTo(filepath.Join(l.next.source, "tools/release/package/usher.hcl"), "# This line is new.\n"); err != nil {
+	if err = edit(filepath.Join(l.next.source, "tools/release/package/usher.hcl"), "# Usher's settings.", "# Usher's new settings."); err != nil {
 		return l, err
 	}
-	for _, m := range []made{l.first, l.second} {
-		if err = m.build("v0.1.0", "linux/amd64"); err != nil {
-			return l, err
-		}
+	if err = edit(filepath.Join(l.next.source, "charts/usher/Chart.yaml"), "ersion: 0.1.0", "ersion: "+nextNumber); err != nil {
+		return l, err
 	}
-	return l, l.next.build("v0.2.0", "linux/amd64")
+	if err = l.first.build("v0.1.0"); err != nil {
+		return l, err
+	}
+	if err = inAnotherTimeZone(func() error { return l.second.build("v0.1.0") }); err != nil {
+		return l, err
+	}
+	return l, l.next.build(nextVersion)
 })
 
-func appendTo(file, text string) error {
+// edit replaces a text in a file.
+func edit(file, old, text string) error {
 	content, err := os.ReadFile(file)
+	if err == nil && !strings.Contains(string(content), old) {
+		err = fmt.Errorf("%s has no %q", file, old)
+	}
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, append(content, text...), 0o644)
+	return os.WriteFile(file, []byte(strings.ReplaceAll(string(content), old, text)), 0o644)
+}
+
+// inAnotherTimeZone calls f where the commit's day is another one, and in another month.
+func inAnotherTimeZone(f func() error) error {
+	const zone = "Asia/Tokyo"
+	location, err := time.LoadLocation(zone)
+	if err != nil {
+		return err
+	}
+	local := time.Local
+	tz, isSet := os.LookupEnv("TZ")
+	time.Local = location
+	os.Setenv("TZ", zone)
+	defer func() {
+		time.Local = local
+		os.Unsetenv("TZ")
+		if isSet {
+			os.Setenv("TZ", tz)
+		}
+	}()
+	return f()
 }
 
 // builtForLinux returns the releases for Linux.
@@ -99,26 +136,34 @@ func builtForLinux(t *testing.T) forLinux {
 
 func TestTwoBuildsOfACommitAreTheSameBytes(t *testing.T) {
 	l := builtForLinux(t)
-	compare(t, l.first.dist, l.second.dist, "usher_0.1.0-1_amd64.deb", "usher-0.1.0-1.x86_64.rpm",
-		"usher_0.1.0_linux_amd64.tar.gz", "usher_0.1.0_linux_amd64.cdx.json", "usher-0.1.0.tgz", "SHA256SUMS")
+	compare(t, l.first.dist, l.second.dist, filesOfFirst...)
 }
 
 func TestTwoBuildsOfAnArchiveOfTheSourceAreTheSameBytes(t *testing.T) {
-	t.Setenv("SOURCE_DATE_EPOCH", sourceDate)
+	commit, err := time.Parse(time.RFC3339, checkout.Time)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SOURCE_DATE_EPOCH", strconv.FormatInt(commit.Unix(), 10))
 	var dists []string
 	source := filepath.Join("..", "..")
-	for _, name := range []string{"darwin", "another/directory/for/darwin"} {
+	for _, name := range []string{"archive", "another/directory/for/archive"} {
 		m, err := newCopy(source, name, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := m.build("v0.1.0", "darwin/arm64"); err != nil {
+		if err := m.build("v0.1.0"); err != nil {
 			t.Fatal(err)
 		}
 		source, dists = m.source, append(dists, m.dist)
 	}
-	compare(t, dists[0], dists[1],
-		"usher_0.1.0_darwin_arm64.tar.gz", "usher_0.1.0_darwin_arm64.cdx.json", "usher-0.1.0.tgz", "SHA256SUMS")
+	compare(t, dists[0], dists[1], filesOfFirst...)
+}
+
+// filesOfFirst are the files of version 0.1.0 for linux/amd64.
+var filesOfFirst = []string{
+	"usher_0.1.0-1_amd64.deb", "usher-0.1.0-1.x86_64.rpm", "usher_0.1.0_linux_amd64.tar.gz", "usher_0.1.0_linux_amd64.cdx.json",
+	"usher-0.1.0.tgz", "SHA256SUMS",
 }
 
 // compare demands that two directories have these files and no other, with the same content.
@@ -162,7 +207,7 @@ func TestArchiveHasTheBinaryAndWhatBelongsToIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{"==== google.golang.org/grpc v", "==== github.com/hashicorp/consul/api v", "Mozilla Public License"} {
+	for _, text := range []string{"==== Go " + runtime.Version() + ": LICENSE", "==== google.golang.org/grpc v", "==== github.com/hashicorp/consul/api v", "Mozilla Public License"} {
 		if !strings.Contains(string(licenses), text) {
 			t.Errorf("the licenses have no %q", text)
 		}
@@ -181,11 +226,63 @@ func extract(t *testing.T, archive, dir string) {
 }
 
 func TestChartHasTheVersionOfTheRelease(t *testing.T) {
-	chart := filepath.Join(builtForLinux(t).next.dist, "usher-0.2.0.tgz")
+	chart := filepath.Join(builtForLinux(t).next.dist, "usher-"+nextNumber+".tgz")
 	for _, args := range []string{"show chart", "template usher"} {
 		out, err := exec.CommandContext(t.Context(), "../../.tools/helm-3.22.0/helm", append(strings.Fields(args), chart)...).CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "0.2.0") || strings.Contains(string(out), "0.1.0") {
-			t.Errorf("helm %s: %v, want version 0.2.0:\n%s", args, err, out)
+		if err != nil || !strings.Contains(string(out), nextNumber) || strings.Contains(string(out), "0.1.0") {
+			t.Errorf("helm %s: %v, want version %s:\n%s", args, err, nextNumber, out)
+		}
+	}
+}
+
+// workflow is what the tests read of .github/workflows/release.yml.
+type workflow struct {
+	Permissions map[string]string
+	Jobs        map[string]struct {
+		Permissions map[string]string
+		Steps       []struct{ Name, Uses, Run string }
+	}
+}
+
+// The job that runs code of dependencies has no token that can write, and the other one makes a draft of exactly the files
+// that the release lists.
+func TestDraftHasTheFilesOfTheRelease(t *testing.T) {
+	text, err := os.ReadFile("../../.github/workflows/release.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var w workflow
+	if err := yaml.Unmarshal(text, &w); err != nil {
+		t.Fatal(err)
+	}
+	if p := w.Jobs["build"].Permissions; w.Permissions["contents"] != "read" || len(w.Permissions) != 1 || p != nil {
+		t.Errorf("the job build has the permissions %v and %v, want contents: read alone", w.Permissions, p)
+	}
+	var script string
+	for _, step := range w.Jobs["draft"].Steps {
+		if script += step.Run; step.Run == "" && !strings.HasPrefix(step.Uses, "actions/download-artifact@") {
+			t.Errorf("the job draft, which may write, uses %s", step.Uses)
+		}
+	}
+	l := builtForLinux(t)
+	for _, tc := range []struct {
+		dist, version, flags, names string
+	}{
+		{l.first.dist, "v0.1.0", "--draft", "usher-0.1.0-1.x86_64.rpm usher-0.1.0.tgz usher_0.1.0-1_amd64.deb usher_0.1.0_linux_amd64.cdx.json usher_0.1.0_linux_amd64.tar.gz"},
+		{l.next.dist, nextVersion, "--draft --prerelease", "usher-0.2.0-rc1.tgz usher-0.2.0.rc1-1.x86_64.rpm usher_0.2.0-rc1_linux_amd64.cdx.json " +
+			"usher_0.2.0-rc1_linux_amd64.tar.gz usher_0.2.0.rc1-1_amd64.deb"},
+	} {
+		bin := t.TempDir()
+		if err := os.WriteFile(filepath.Join(bin, "gh"), []byte("#!/bin/sh\necho \"gh $*\"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), "bash", "-ec", script)
+		cmd.Dir = tc.dist
+		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "GITHUB_REF_NAME="+tc.version)
+		out, err := cmd.CombinedOutput()
+		want := "\ngh release create " + tc.version + " " + tc.flags + " --verify-tag --title " + tc.version + " --notes-file notes.md SHA256SUMS " + tc.names + "\n"
+		if err != nil || !strings.HasSuffix(string(out), want) {
+			t.Errorf("%v:\n%s\nwant%s", err, out, want)
 		}
 	}
 }
@@ -198,6 +295,8 @@ func TestMistakesOnTheCommandLine(t *testing.T) {
 		{"build -out none", "", `version "": use VERSION=v1.2.3, a semantic version`},
 		{"build -out none -version 1.2.3", "", `version "1.2.3": use VERSION=v1.2.3`},
 		{"build -out none -version v1.2", "", `version "v1.2": use VERSION=v1.2.3`},
+		{"build -out none -version v1.2.3+4", "", `version "v1.2.3+4": use VERSION=v1.2.3`},
+		{"build -source ../.. -out none -version v99.0.0", "", "Chart.yaml: version is 0.1.0; set it to 99.0.0, and run make generate"},
 		{"changelog -version 1.2.3", "", `version "1.2.3": use VERSION=v1.2.3`},
 	} {
 		t.Setenv("SOURCE_DATE_EPOCH", tc.epoch)

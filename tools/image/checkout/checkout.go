@@ -11,8 +11,20 @@ import (
 	"strings"
 )
 
-// Time is the time of the commit.
-const Time = "2026-02-03T04:05:06Z"
+// Time is the time of the commit. East of Greenwich, it is in the next month.
+const Time = "2026-01-31T22:05:06Z"
+
+// WorkDir makes an empty directory for copies of a source, below its dist. It removes what a test that was killed has left.
+func WorkDir(source, name string) (string, error) {
+	dir, err := filepath.Abs(filepath.Join(source, "dist", "."+name))
+	if err != nil {
+		return "", err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	return dir, os.MkdirAll(dir, 0o755)
+}
 
 // Copy copies the source to a directory and commits it there. It returns the commit, which is the same for all copies.
 func Copy(source, dir string) (commit string, err error) {

@@ -11,5 +11,5 @@ if [ "$1" = purge ]; then
 	fi
 fi
 if [ -d /run/systemd/system ]; then
-	systemctl daemon-reload
+	systemctl daemon-reload || echo "usher: systemctl daemon-reload failed" >&2
 fi

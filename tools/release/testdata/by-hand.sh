@@ -1,6 +1,4 @@
 # Installs the archive with the commands of docs/install.md, and compares what is there with what the deb installs.
-set -eu
-fail() { echo "FAIL: $*"; exit 1; }
 installed() {
 	stat -c '%n %U:%G %a' /usr/bin/usher /etc/usher /etc/usher/* /etc/default/usher /var/lib/usher
 	sha256sum /usr/bin/usher /usr/share/usher/usher-policy.hcl /etc/usher/usher.hcl /etc/default/usher "$1"/usher.service | sed "s|$1|UNITS|"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # copy-of-system.sh SCRIPT RUNNER DIR CONSUL runs a script in a copy of this system, whose writes end with it.
 # DIR is /packages there. RUNNER is "systemd", which boots a systemd with a Consul for it, or "chroot", which has none.
-# It has to run in a new mount namespace: unshare --mount --propagation private.
+# It has to run in new namespaces, with which all of it ends: unshare --mount --propagation private --pid --fork
+# --kill-child --mount-proc.
 set -euo pipefail
 script=$1 runner=$2 packages=$3 consul=$4
 
@@ -9,9 +10,10 @@ mount -t tmpfs usher-test /mnt
 mkdir /mnt/{upper,work,root}
 mount -t overlay usher-test -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
 root=/mnt/root
+rm -f $root/usr/sbin/policy-rc.d # where this system is a container, it starts and stops no service
 mkdir -p $root/packages
 cp -r "$packages"/. $root/packages/
-cp "$script" $root/packages/script.sh
+cat "${script%/*}/asserts.sh" "$script" >$root/packages/script.sh
 
 case $runner in
 systemd)
@@ -19,16 +21,23 @@ systemd)
 		[Unit]
 		Requires=basic.target
 		After=basic.target
+		JobTimeoutSec=270
+		JobTimeoutAction=poweroff-force
+		SuccessAction=poweroff-force
+		FailureAction=poweroff-force
 		[Service]
 		Type=oneshot
 		ExecStart=/bin/bash /packages/script.sh
+		TimeoutStartSec=240
+		TimeoutStopSec=5
 		StandardOutput=file:/packages/output
 		StandardError=inherit
-		ExecStopPost=/bin/systemctl --no-block --force poweroff
 	UNIT
+	mkdir -p /run/systemd/nspawn
+	mount -t tmpfs usher-test /run/systemd/nspawn # another nspawn of a directory with this name has its files there
 	systemd-nspawn --quiet --directory=$root --register=no --keep-unit --private-network --link-journal=no --settings=no \
 		--console=pipe --bind-ro="$consul:/usr/bin/consul" --boot systemd.unit=packages.service systemd.log_target=journal >&2 </dev/null
-	cat $root/packages/output
+	cat $root/packages/output || echo "systemd has not started the script"
 	;;
 chroot)
 	mount --bind /dev $root/dev

@@ -1,15 +1,7 @@
 # Installs, starts, upgrades, removes and purges the deb, as an administrator does, on a systemd.
-set -eu
-fail() { echo "FAIL: $*"; systemctl status --no-pager usher 2>&1 | tail -n 20; exit 1; }
-want() { [[ $2 == "$3" ]] || fail "$1: got '$2', want '$3'"; }
 old=/packages/old.deb new=/packages/new.deb
 export DEBIAN_FRONTEND=noninteractive
-
-ready() { curl --silent --show-error --fail --retry 60 --retry-delay 1 --retry-all-errors --max-time 5 "$1" -o /dev/null; }
-answers() { ready http://127.0.0.1:18001/readyz || fail "usher is not ready: $(curl -s http://127.0.0.1:18001/readyz)"; }
-
-systemd-run --quiet --unit=consul consul agent -dev -bind 127.0.0.1
-ready http://127.0.0.1:8500/v1/operator/raft/configuration || fail "consul does not answer"
+start_consul
 
 dpkg --install $old
 want "started by the installation" "$(systemctl is-active usher || true)" inactive
@@ -36,11 +28,39 @@ echo '# set by the administrator' >>/etc/usher/usher.hcl
 systemctl reload usher || fail "systemctl reload"
 sed -i 's/^CONSUL_HTTP_ADDR=.*/CONSUL_HTTP_ADDR=localhost:8500/' /etc/default/usher
 cp -a /etc/usher /packages/etc-usher
+
+# The unit has lines for flags that need more: a socket for all users of the machine, another state directory, a low port.
+mkdir -p /etc/systemd/system/usher.service.d
+(echo '[Service]' && sed -n 's/^#\([A-Z][A-Za-z]*=\)/\1/p' /usr/lib/systemd/system/usher.service) >/etc/systemd/system/usher.service.d/more.conf
+want "the lines of the unit" "$(wc -l </etc/systemd/system/usher.service.d/more.conf)" 7
+install -d -o usher -g usher -m 700 /srv/usher
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=usher.test -addext subjectAltName=DNS:usher.test \
+	-keyout /packages/key -out /packages/cert 2>/dev/null
+install -m 640 -g usher /packages/key /packages/cert /etc/usher
+cp -a /etc/default/usher /packages/default
+more="--xds-addr unix:///run/usher/xds.sock --dataplane-addr 127.0.0.1:443 --tls-cert /etc/usher/cert --tls-key /etc/usher/key --drain-time 10m"
+sed -i "/^USHER_FLAGS=/{s|/var/lib/usher|/srv/usher|;s|\"\$| $more&|}" /etc/default/usher
+systemctl daemon-reload
+systemctl restart usher
+answers
+[[ -n $(ls -A /srv/usher) ]] || fail "there is no state in /srv/usher"
+for where in "--unix-socket /run/usher/xds.sock" "--connect-to usher.test:443:127.0.0.1:443"; do
+	# gRPC refuses a GET. That it answers is enough.
+	# shellcheck disable=SC2086 # these are flags
+	got=$(setpriv --reuid nobody --regid nogroup --clear-groups \
+		curl --silent --show-error --http2 --cacert /packages/cert --max-time 10 -o /dev/null -w '%{http_code}' $where https://usher.test || true)
+	[[ $got == 4* ]] || fail "with $where, a user of the machine gets '$got'"
+done
+rm -r /etc/systemd/system/usher.service.d /etc/usher/key /etc/usher/cert /srv/usher
+cp -a /packages/default /etc/default/usher
+systemctl daemon-reload
+systemctl restart usher
+answers
 before=$(systemctl show -P MainPID usher)
 
 # The new version has another default config file. With a terminal, dpkg asks.
 dpkg --force-confdef --force-confold --install $new
-[[ $(usher version) == "usher v0.2.0 ("* ]] || fail "usher version after the upgrade: $(usher version)"
+[[ $(usher version) == "usher v0.2.0-rc1 ("* ]] || fail "usher version after the upgrade: $(usher version)"
 [[ $(systemctl show -P MainPID usher) != "$before" ]] || fail "the upgrade did not restart usher"
 answers
 for file in usher.hcl report-key state-key; do

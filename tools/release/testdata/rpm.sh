@@ -1,7 +1,4 @@
-# Installs, upgrades and removes the rpm with the rpm of Debian, whose packages it does not know.
-set -eu
-fail() { echo "FAIL: $*"; exit 1; }
-want() { [[ $2 == "$3" ]] || fail "$1: got '$2', want '$3'"; }
+# Installs, starts, upgrades and removes the rpm on a systemd, with the rpm of Debian, whose packages it does not know.
 rpm() { command rpm --dbpath /packages/rpmdb --nodeps "$@"; }
 query() { command rpm --dbpath /packages/rpmdb -q "$@"; }
 
@@ -21,12 +18,24 @@ want "differences from the package" "$(query --verify --nodeps usher || true)" "
 echo '# set by the administrator' >>/etc/usher/usher.hcl
 cp -a /etc/usher /packages/etc-usher
 
+start_consul
+want "started by the installation" "$(systemctl is-active usher || true)" inactive
+systemctl enable --now usher
+answers
+before=$(systemctl show -P MainPID usher)
+
 rpm --upgrade /packages/new.rpm
-[[ $(usher version) == "usher v0.2.0 ("* ]] || fail "usher version after the upgrade: $(usher version)"
+[[ $(usher version) == "usher v0.2.0-rc1 ("* ]] || fail "usher version after the upgrade: $(usher version)"
 cmp /etc/usher/usher.hcl /packages/etc-usher/usher.hcl || fail "the upgrade changed usher.hcl"
 cmp /etc/usher/report-key /packages/etc-usher/report-key || fail "the upgrade changed the key"
+want "running after the upgrade" "$(systemctl is-active usher || true)" active
+want "enabled after the upgrade" "$(systemctl is-enabled usher || true)" enabled
+[[ $(systemctl show -P MainPID usher) != "$before" ]] || fail "the upgrade did not restart usher"
+answers
 
 rpm --erase usher
+want "running after the removal" "$(systemctl is-active usher || true)" inactive
+[[ ! -e /etc/systemd/system/multi-user.target.wants/usher.service ]] || fail "enabled after the removal"
 for file in /usr/bin/usher /usr/lib/systemd/system/usher.service /etc/default/usher /usr/share/man/man1/usher.1.gz; do
 	[[ ! -e $file ]] || fail "$file is left"
 done
