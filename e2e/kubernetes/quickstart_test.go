@@ -114,8 +114,12 @@ func (r *consulRelease) waitHeaderOfClient(t *testing.T, gateway *cluster.Pod, b
 	what := fmt.Sprintf("the gateway believes a client's own header (%v)", believed)
 	testprocess.Eventually(t, what, testprocess.StartDeadline, func() error {
 		request.Proxy = strings.NewReader("PROXY TCP4 192.0.2.99 192.0.2.1 1234 8080\r\n")
-		if got, err := request.Do(t.Context()); (err == nil) != believed {
-			return fmt.Errorf("the client got %d (%v)", got.Status, err)
+		got, err := request.Do(t.Context())
+		switch {
+		case believed:
+			return err
+		case err == nil:
+			return fmt.Errorf("the client got %d", got.Status)
 		}
 		return nil
 	})
