@@ -43,13 +43,13 @@ type Observation struct {
 // ForgedIP is the address in a forged X-Forwarded-For or True-Client-IP.
 const ForgedIP = "198.51.100.6"
 
-// probePorts are the ports of probes' sources, below those that Linux chooses.
-var probePorts atomic.Uint32
+// firstLinuxPort is the first port that Linux chooses for a connection.
+const firstLinuxPort = 32768
 
-// NewProbe completes a probe: it gets a source port and a path that no other probe
-// has.
+// NewProbe completes a probe: it gets a source port that no other probe of the lab
+// has, below those that Linux chooses, and a path that no other probe has.
 func (l *TrustLab) NewProbe(p Probe) Probe {
-	p.Source = netip.AddrPortFrom(p.From.address(p.Address), uint16(1024+probePorts.Add(1)%30000))
+	p.Source = netip.AddrPortFrom(p.From.address(p.Address), uint16(1024+l.probes.Add(1)%(firstLinuxPort-1024)))
 	p.Path = NewPath()
 	if p.Header == nil {
 		p.Header = http.Header{"X-Forwarded-For": {ForgedIP}, "True-Client-Ip": {ForgedIP}}

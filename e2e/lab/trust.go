@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/hashicorp/consul/api"
@@ -28,6 +29,7 @@ type TrustLab struct {
 	Gateways  []TrustGateway
 	Trusted   Downstream
 	Untrusted Downstream
+	probes    atomic.Uint32 // how many there were
 }
 
 // TestListener is a listener on each of the gateway's addresses.
