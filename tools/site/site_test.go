@@ -276,7 +276,7 @@ func copiesCommands(t *testing.T, tab *browser.Tab) {
 	if want := []string{"Copied", "Copy"}; !slices.Equal(labels, want) {
 		t.Errorf("the button says %q after a click, want %q", labels, want)
 	}
-	if len(copied) == 0 || !strings.HasPrefix(copied[0], "systemctl is-active gateway\ngrep ExecStart= ") {
+	if len(copied) == 0 || !strings.HasPrefix(copied[0], "systemctl is-active gateway\nsystemctl cat gateway ") {
 		t.Errorf("the buttons copy %q, want the commands of the quickstart", copied)
 	}
 	for _, text := range copied {
