@@ -92,7 +92,7 @@ Usher reads a changed place by itself, and nothing restarts.
 
 ## HCL and YAML
 
-The pages show settings in two forms, one after the other.
+The pages show settings in two forms.
 The first one is for the config file (` + "`--config`" + `), and the second one for the custom resource ` + "`ProxyDefaults`" + `.
 Both say the same:
 
