@@ -59,7 +59,7 @@ func TestSymptomsAreConfirmedAsThePageSays(t *testing.T) {
 		t.Errorf("the service gets the X-Forwarded-For %q, want %q", got, want)
 	}
 
-	lab.WriteFile(t, filepath.Dir(s.usher.ConfigFile), filepath.Base(s.usher.ConfigFile), "# none of its own\n")
+	lab.WriteFile(t, filepath.Dir(s.usher.ConfigFile), filepath.Base(s.usher.ConfigFile), "# no settings\n")
 	s.switchMode(t, "strict", func() {
 		s.Consul.WriteEntry(t, pages.Find(t, "docs/settings.md", `Kind = "proxy-defaults"`)[0].Text)
 	})

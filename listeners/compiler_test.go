@@ -74,7 +74,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 // changed returns a snapshot in which a part is gone, or is that of another one.
 func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *gateway.Snapshot {
 	next, other := *s, others[rnd.IntN(len(others))]
-	switch rnd.IntN(12) {
+	switch rnd.IntN(14) {
 	case 0:
 		return other
 	case 1, 2, 3:
@@ -95,6 +95,10 @@ func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *g
 		next.Balancers = withoutOne(rnd, s.Balancers)
 	case 11:
 		next.Peers = withoutOne(rnd, s.Peers)
+	case 12:
+		next.DualStack = !s.DualStack
+	case 13:
+		next.NormalizePath = !s.NormalizePath
 	}
 	return &next
 }
