@@ -30,7 +30,7 @@ var allowed = map[string][]string{
 	"internal/reportkey":           {"internal/evidence", "internal/kubeapi", "internal/latest", "internal/problem", "internal/retry"},
 	"internal/probe":               {},
 	"internal/doctor":              {"consul", "internal/evidence", "internal/gateway", "internal/probe", "internal/problem", "internal/settings", "internal/status"},
-	"internal/doctor/collect":      {"consul", "internal/adminport", "internal/consulchart", "internal/doctor", "internal/envoyadmin", "internal/gateway", "internal/probe", "internal/status"},
+	"internal/doctor/collect":      {"consul", "internal/accesslog", "internal/adminport", "internal/consulchart", "internal/doctor", "internal/envoyadmin", "internal/gateway", "internal/probe", "internal/status"},
 	"internal/statuspage":          {"internal/inflight", "internal/status"},
 	"internal/status":              {"internal/problem"},
 	"internal/csds":                {"xds", "internal/resourcediff"},

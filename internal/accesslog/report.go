@@ -33,8 +33,8 @@ const (
 	asksPerSecond = 50
 	// reportPerMille is the share of connections that an Envoy reports if it is too old for a rate.
 	reportPerMille = 200
-	// reportTime is how long Envoy collects entries.
-	reportTime = time.Second
+	// ReportTime is how long Envoy collects entries before it reports them.
+	ReportTime = time.Second
 )
 
 // Supports reports whether an Envoy has an operator.
@@ -57,7 +57,7 @@ func (p Params) addReport(all *Logs) error {
 			//nolint:staticcheck // Envoy before 1.37 knows no other way to name the collector.
 			CommonConfig: &grpclogv3.CommonGrpcAccessLogConfig{
 				LogName: p.Gateway.String(), GrpcService: service, TransportApiVersion: corev3.ApiVersion_V3,
-				BufferFlushInterval: durationpb.New(reportTime),
+				BufferFlushInterval: durationpb.New(ReportTime),
 			},
 			Body:                 otlpString(p.Report.Format),
 			DisableBuiltinLabels: true,

@@ -410,9 +410,15 @@ var agreement = []checkCase{
 	{
 		name: "addresses outside trusted_cidrs", mode: "strict", change: func(f *Facts) {
 			f.Usher.Facts.Before[Reported{GatewayPort{"edge", 8080}, "untrusted"}] = 2
-			f.Usher.Facts.After[Reported{GatewayPort{"edge", 8080}, "untrusted"}] = 4
+			f.Usher.Facts.After[Reported{GatewayPort{"edge", 8080}, "untrusted"}] = 5
 		},
-		want: "degraded trusted_cidrs", has: "2 of the type untrusted",
+		want: "degraded trusted_cidrs", has: "3 of the type untrusted",
+	},
+	{
+		name: "few addresses outside trusted_cidrs", mode: "strict", change: func(f *Facts) {
+			f.Usher.Facts.After[Reported{GatewayPort{"edge", 8080}, "untrusted"}] = 2
+		},
+		want: "notice trusted_cidrs", has: "2 of the type untrusted",
 	},
 	{
 		name: "nothing listens", mode: "off", change: func(f *Facts) { f.Listener.Facts = report(probe.Conclusion{Finding: probe.NothingListens}) },

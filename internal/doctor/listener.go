@@ -183,8 +183,12 @@ func checkTrust(f *Facts, r *Report) {
 	if len(t.untrusted) == 0 {
 		return
 	}
+	severity := problem.Degraded
+	if t.fewUntrusted { // a port scanner, a health check or usher probe
+		severity = problem.Notice
+	}
 	r.add(Finding{
-		Check: "trusted_cidrs", Severity: problem.Degraded,
+		Check: "trusted_cidrs", Severity: severity,
 		What: fmt.Sprintf("Connections to %s of gateway %q come from addresses that are not in trusted_cidrs: a permissive listener ignores their headers, and a strict one closes them.",
 			f.listener(), f.gatewayName()),
 		Evidence: f.evidence(t.untrusted),

@@ -21,6 +21,7 @@ type traffic struct {
 	unreadable    []string // connections that the listener reads as broken requests, although it looks for headers
 	stopped       []string // probes that the load balancer does not let through to a permissive listener
 	untrusted     []string // connections from outside trusted_cidrs
+	fewUntrusted  bool     // and too few of them to show that they are a load balancer's
 	few           []string // connections that do not fit the mode, and too few of them to show what the load balancer sends
 }
 
@@ -276,7 +277,7 @@ func (f *Facts) addReports(t *traffic) {
 		return fmt.Sprintf("connections that Envoys have just reported to Usher: %d of the type %s", n[of], of)
 	}
 	if n["untrusted"] > 0 {
-		t.untrusted = append(t.untrusted, line("untrusted"))
+		t.untrusted, t.fewUntrusted = append(t.untrusted, line("untrusted")), n["untrusted"] <= evidence.FewConnections
 	}
 	if f.Envoy.Facts == nil { // which counts them itself, without a delay
 		if n["header"] > 0 {

@@ -95,8 +95,8 @@ func (c connection) classify(l Listener) (t Type, mayBeCheck bool) {
 		return WithoutHeader, false
 	case l.Mode == settings.Off:
 		return Unknown, false
-	case !trusts(l.Trusted, c.peer):
-		return Untrusted, false
+	case !c.counts(l):
+		return c.untrusted(l), false
 	case c.namesAddresses:
 		return WithHeader, false
 	case l.Mode == settings.Strict && !c.hasChain:
@@ -105,6 +105,20 @@ func (c connection) classify(l Listener) (t Type, mayBeCheck bool) {
 		return WithoutHeader, false
 	}
 	return Unknown, false
+}
+
+// counts reports whether the listener believes headers of the connection's address. A listener that is off looks for none.
+func (c connection) counts(l Listener) bool {
+	return l.Mode == settings.Off || trusts(l.Trusted, c.peer)
+}
+
+// untrusted returns the type of a connection that does not count: a health check by TCP shows nothing. A strict listener's
+// log shows no data of other connections either.
+func (c connection) untrusted(l Listener) Type {
+	if l.Mode == settings.Permissive && !c.sentData && !c.namesAddresses {
+		return Unknown
+	}
+	return Untrusted
 }
 
 // looksMalformed reports whether the first data was neither HTTP nor a TLS handshake. BoringSSL has these names for

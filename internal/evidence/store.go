@@ -284,7 +284,7 @@ func (p *port) add(l Listener, c connection, now time.Time) Type {
 	p.updated = now
 	of := p.countsOf(l, now)
 	t, mayBeCheck := c.classify(l)
-	if t == Untrusted { // its addresses must not displace others
+	if !c.counts(l) { // such addresses must not displace others
 		of.add(t, c.duration, now)
 		return t
 	}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/consul"
+	"github.com/usherproxy/usher/internal/accesslog"
 	"github.com/usherproxy/usher/internal/adminport"
 	"github.com/usherproxy/usher/internal/doctor"
 	"github.com/usherproxy/usher/internal/envoyadmin"
@@ -196,32 +197,43 @@ func (c *collector) observe(ctx context.Context) {
 	if envoy == nil && usher == nil {
 		return
 	}
-	read := func(counters *map[string]uint64, connections *map[doctor.Reported]uint64) {
-		var err error
+	readEnvoy := func() (counters map[string]uint64) {
 		if envoy != nil {
-			if *counters, err = readCounters(ctx, c.envoy); err != nil {
+			var err error
+			if counters, err = readCounters(ctx, c.envoy); err != nil {
 				c.f.Envoy.Facts, c.f.Envoy.Err, envoy = nil, err, nil
 			}
 		}
+		return counters
+	}
+	readUsher := func() (connections map[doctor.Reported]uint64) {
 		if usher != nil {
-			if *connections, usher.HeadersOnly, err = readConnections(ctx, c.usher); err != nil {
+			var err error
+			if connections, usher.HeadersOnly, err = readConnections(ctx, c.usher); err != nil {
 				c.f.Usher.Facts, c.f.Usher.Err, usher = nil, err, nil
 			}
 		}
+		return connections
 	}
-	var before, after map[string]uint64
-	var reportedBefore, reportedAfter map[doctor.Reported]uint64
-	read(&before, &reportedBefore)
-	select {
-	case <-time.After(c.o.Observe):
-	case <-ctx.Done():
-	}
-	read(&after, &reportedAfter)
+	countersBefore := readEnvoy()
+	late := min(accesslog.ReportTime, c.o.Observe/2) // what Envoys report later ended after doctor was started
+	wait(ctx, late)
+	reportedBefore := readUsher()
+	wait(ctx, c.o.Observe-late)
+	countersAfter, reportedAfter := readEnvoy(), readUsher()
 	if envoy != nil {
-		envoy.Before, envoy.After, envoy.XDS = before, after, after[connectedState] == 1
+		envoy.Before, envoy.After, envoy.XDS = countersBefore, countersAfter, countersAfter[connectedState] == 1
 	}
 	if usher != nil {
 		usher.Before, usher.After = reportedBefore, reportedAfter
+	}
+}
+
+// wait waits, and no longer than the context allows.
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
 	}
 }
 
