@@ -21,9 +21,9 @@ import (
 // connections that are kept alive.
 const (
 	LoadPrefix   = "/load/"
-	loadRate     = 200 // requests a second
-	loadKept     = 10  // connections that are kept alive; of a small load fewer
-	loadInFlight = 500 // new connections at once: as many as begin within RequestTimeout
+	loadRate     = 200  // requests a second
+	loadKept     = 10   // connections that are kept alive; of a small load fewer
+	loadInFlight = 2000 // new connections at once: as many as begin within RequestTimeout
 )
 
 // Load is traffic from a host that runs beside the rest of a test.

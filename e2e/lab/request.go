@@ -29,8 +29,9 @@ const ServiceHost = "static-server.ingress.consul"
 // PollPath is the path of requests that wait for a change.
 const PollPath = "/wait"
 
-// RequestTimeout is the longest that a client waits for its answer, unless its request says otherwise.
-const RequestTimeout = 5 * time.Second
+// RequestTimeout is the longest that a client waits for its answer, unless its request says otherwise. An answer that is
+// late is no failure: a machine with too much to do can stop a process for seconds.
+const RequestTimeout = 20 * time.Second
 
 // Request is one HTTP request on a new connection.
 type Request struct {
