@@ -212,7 +212,7 @@ func TestWhatIsRefusedDoesNotStayInAStoreThatIsFull(t *testing.T) {
 		a.add(kept)
 		time.Sleep(2 * allowancesInterval)
 		if !restarted(store, time.Hour).counts(kept) {
-			t.Error("the last good state is gone, although nothing in it is refused")
+			t.Error("the last valid state is gone, although nothing in it is refused")
 		}
 		store.set(func() { store.noRemove = errors.New("read-only file system") })
 		a.remove(refused)

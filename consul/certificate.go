@@ -293,10 +293,10 @@ const (
 
 // certState is the result of the attempts to get a certificate.
 type certState struct {
-	leaf     *gateway.Leaf // the last good one; nil before the first
+	leaf     *gateway.Leaf // the last valid one; nil before the first
 	request  certRequest   // of the latest attempt
 	err      error         // of the latest attempt; nil if it was good
-	failures int           // failed attempts since the last good one
+	failures int           // failed attempts since the last valid one
 }
 
 // lasts reports whether the error lasts until an administrator corrects its cause.

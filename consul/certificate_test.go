@@ -153,7 +153,7 @@ func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
 		c.requests.Put(requestFor("one", "b.example"))
 		synctest.Wait()
 		if s := c.current(); s.leaf != good || s.err == nil || !strings.HasPrefix(s.err.Error(), "bug in Usher: panic in certificate at ") {
-			t.Errorf("the certificate is %v with the error %v, want the last good one and one that says what happened", s.leaf, s.err)
+			t.Errorf("the certificate is %v with the error %v, want the last valid one and one that says what happened", s.leaf, s.err)
 		}
 		if got := testutil.ToFloat64(guard.Panics.WithLabelValues("certificate")) - before; got != 1 {
 			t.Errorf("usher_panics_total grew by %v, want 1", got)

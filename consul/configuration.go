@@ -103,7 +103,7 @@ func decodeMesh(_ *mesh, list []*gateway.Mesh, r response) (*mesh, error) {
 	return &mesh{entry: list[0], unknown: unknownFields[gateway.Mesh](elements(r.body)[0], meshOthers)}, nil
 }
 
-// proxyDefaults is the content of proxy-defaults: its opaque config, and the last good settings of Usher in it.
+// proxyDefaults is the content of proxy-defaults: its opaque config, and the last valid settings of Usher in it.
 type proxyDefaults struct {
 	config   map[string]any
 	layer    settings.Layer

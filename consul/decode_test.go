@@ -166,7 +166,7 @@ func damagedCopies(tree, by any) iter.Seq[any] {
 	}
 }
 
-// A panic of a decoder is a failed attempt. The last good value stays, and the next
+// A panic of a decoder is a failed attempt. The last valid value stays, and the next
 // answer is used.
 func TestAPanicInADecoderIsAFailedAttempt(t *testing.T) {
 	c := newFakeConsul(t)
@@ -186,7 +186,7 @@ func TestAPanicInADecoderIsAFailedAttempt(t *testing.T) {
 	c.set("/v1/odd/", reply{body: "bad"})
 	until(t, func() bool { return resultOf(l, q).err != nil })
 	if f := resultOf(l, q); f.value != "good" || !strings.Contains(f.err.Error(), "panic in consul answer at decode_test.go:") {
-		t.Errorf("value %v, error %v; want the last good value and where the panic was", f.value, f.err)
+		t.Errorf("value %v, error %v; want the last valid value and where the panic was", f.value, f.err)
 	}
 	c.set("/v1/odd/", reply{body: "better"})
 	until(t, func() bool { f := resultOf(l, q); return f.err == nil && f.value == "better" })
@@ -211,7 +211,7 @@ func TestAPanicInABuildKeepsTheLastSnapshot(t *testing.T) {
 		t.Errorf("problems %v", last.Problems)
 	}
 	if last.Entry != before.Entry || len(last.Chains) != len(before.Chains) || last.Endpoints != before.Endpoints {
-		t.Error("it is not the last good snapshot")
+		t.Error("it is not the last valid snapshot")
 	}
 	s.update(serviceQuery(chainType, service(1)), queryResult{value: chain(service(1).Name)})
 	s.step(time.Now())

@@ -386,7 +386,7 @@ func TestATokenFileThatNeverEndsIsNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, _ := c.tokens.current(t.Context()); got != "first" {
-		t.Errorf("token %q, want the last good one", string(got))
+		t.Errorf("token %q, want the last valid one", string(got))
 	}
 }
 

@@ -28,6 +28,6 @@ func (f *fileTrouble) note(err error) {
 		f.since = now
 	case now.Sub(f.since) >= checkInterval && err.Error() != f.logged:
 		f.logged = err.Error()
-		f.logger.Warn("files cannot be used, and the last good content stays in use; correct them", "what", f.what, "files", f.paths, "error", err)
+		f.logger.Warn("files cannot be used, and the last valid content stays in use; correct them", "what", f.what, "files", f.paths, "error", err)
 	}
 }

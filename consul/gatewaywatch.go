@@ -61,7 +61,7 @@ func (w *gatewayWatch) step(now time.Time) (wait time.Duration) {
 	w.state.endpointQueries = nil
 	panicked := problem.Problem{
 		Where: fmt.Sprintf("gateway %q", w.id.String()),
-		What:  "the last good configuration stays in use; please report this: " + err.Error(),
+		What:  "the last valid configuration stays in use; please report this: " + err.Error(),
 	}
 	if last := w.state.last; last != nil && !slices.Contains(last.Problems, panicked) {
 		next := *last

@@ -47,7 +47,7 @@ type instanceID struct{ node, service string }
 // proxy-defaults into the registration a moment later. Until then, the former value looks like the registration's own.
 const mergeTime = time.Second
 
-// addInstances adds the instances. A registration with bad settings keeps the last good ones.
+// addInstances adds the instances. A registration with bad settings keeps the last valid ones.
 func (b *snapshotBuild) addInstances(regs []*registration, d *proxyDefaults) {
 	b.next.instances = map[instanceID]*gateway.Instance{}
 	for _, r := range regs {

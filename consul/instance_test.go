@@ -73,12 +73,12 @@ func TestABadValueThatIsMergedLateIsTheProxyDefaultsAlone(t *testing.T) {
 	}
 }
 
-func TestBadSettingsOfAnInstanceKeepItsLastGoodOnes(t *testing.T) {
+func TestBadSettingsOfAnInstanceKeepItsLastValidOnes(t *testing.T) {
 	now := time.Now()
 	before := buildInstances(state{}, now, gatewayWith(t, "strict"), defaultsWith("off"))
 	in := buildInstances(before.next, now, gatewayWith(t, "stict"), defaultsWith("off")).snapshot.Instances
 	if got := in[0].Registration; got.NeverValid || got.Settings.ProxyProtocol.Mode != settings.Strict {
-		t.Errorf("own settings are %+v, want the last good ones", got)
+		t.Errorf("own settings are %+v, want the last valid ones", got)
 	}
 	in = buildInstances(state{}, now, gatewayWith(t, "stict"), defaultsWith("off")).snapshot.Instances
 	if !in[0].Registration.NeverValid {

@@ -15,10 +15,10 @@ import (
 
 // queryResult is what a watch knows.
 type queryResult struct {
-	value    any   // of the last good response; nil before the first
+	value    any   // of the last valid response; nil before the first
 	err      error // of the latest attempt; nil if it was good
-	failures int   // failed attempts since the last good response
-	// answer is the last good response itself, to be saved; nil without a state directory.
+	failures int   // failed attempts since the last valid response
+	// answer is the last valid response itself, to be saved; nil without a state directory.
 	answer *answer
 }
 
@@ -55,8 +55,8 @@ type watchLoop struct {
 	pauses    int               // pauses after failures, each longer than the one before; see handleError
 	sent      time.Time         // when the latest query was sent
 	index     uint64            // for the next query; 0 if that must not block
-	lastIndex uint64            // of the last good response; 0 before the first, and if it had none
-	from      *target           // the agent that sent the last good response
+	lastIndex uint64            // of the last valid response; 0 before the first, and if it had none
+	from      *target           // the agent that sent the last valid response
 	bodyHash  [sha256.Size]byte // of the last body
 	// rereadAt is when to send a non-blocking query because Consul's ACLs filtered the last response. It is zero if they
 	// did not.
@@ -96,7 +96,7 @@ func (l *watchLoop) attempt(ctx context.Context, index uint64) (response, error)
 	return r, err
 }
 
-// confirm replaces a response that is older than the last good one by the leader's, which may be as old: then Consul's
+// confirm replaces a response that is older than the last valid one by the leader's, which may be as old: then Consul's
 // state was replaced. A server that has just started answers with the state of its last Raft snapshot until it has read
 // its log, and it knows a leader already. That state may be hours old, and lack services and root certificates.
 func (l *watchLoop) confirm(ctx context.Context, old response) (response, error) {
@@ -153,7 +153,7 @@ func (l *watchLoop) handle(r response, err error) (pause time.Duration) {
 	return l.pace.Reserve().Delay()
 }
 
-// handleError keeps the last good value. The next query does not block: after an outage Consul's index may be lower,
+// handleError keeps the last valid value. The next query does not block: after an outage Consul's index may be lower,
 // and no response would come until it has caught up.
 //
 // A good response to that query does not make the pauses short again; one to a blocking query does, or that Consul let one

@@ -59,7 +59,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 				"limited (too many connections or requests) or failed.", "kind", "outcome"),
 		watches: gauge("usher_consul_watches", "Queries that are being watched, by type of query.", "kind"),
 		failing: gauge("usher_consul_watches_failing",
-			"Watched queries whose latest attempt failed, by type of query. Usher uses their last good answers, and holds back what it has never read.", "kind"),
+			"Watched queries whose latest attempt failed, by type of query. Usher uses their last valid answers, and holds back what it has never read.", "kind"),
 		authorizations: counter("usher_consul_authorizations_total",
 			"Checks with Consul's ACLs whether an Envoy's token may use a gateway, by outcome: allowed, denied, "+
 				"remembered (denied a moment ago), stale (Consul did not answer, and had allowed it before) or failed.", "outcome"),

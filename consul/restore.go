@@ -20,7 +20,7 @@ type savedSource struct {
 	offered chan struct{}                    // receives when there may be a saved answer; its capacity is 1
 }
 
-// restore makes the saved answer the last good one if Consul has not given one, and there is one. If Consul refuses the
+// restore makes the saved answer the last valid one if Consul has not given one, and there is one. If Consul refuses the
 // query, a saved refusal is of no use.
 func (l *watchLoop) restore(refused bool) bool {
 	if l.result.value != nil || !l.saved.keep {

@@ -28,7 +28,7 @@ type state struct {
 	last       *gateway.Snapshot // the last published one; nil before the first
 	registered bool              // an instance of the gateway was registered once
 	datacenter string            // the local one; empty until it is known
-	// instances are those of the last build. Each has the last good settings in its registration.
+	// instances are those of the last build. Each has the last valid settings in its registration.
 	instances map[instanceID]*gateway.Instance
 	// since maps each thing that is wrong, or waited for, to the time when that began.
 	since map[string]time.Time
@@ -182,7 +182,7 @@ func (p *restoredParts) add(q query, at time.Time) {
 
 // keep returns Snapshot.Keep. Envoys keep what they have for as long as Consul does not answer, even if it answers other
 // queries: it may be coming back. But another datacenter may be away for ever, and the token may never get an optional
-// permission. So after the answer timeout, saved answers to such queries are the last good ones, as without a restart.
+// permission. So after the answer timeout, saved answers to such queries are the last valid ones, as without a restart.
 func (b *snapshotBuild) keep() gateway.Keep {
 	p := b.restored
 	if p.spare && p.keep < gateway.KeepAll && !b.deadlineExceeded("saved answers that Usher can do without", b.options.AnswerTimeout) {

@@ -28,7 +28,7 @@ const (
 	savedMaxAge  = 30 * 24 * time.Hour
 )
 
-// stateStore keeps the last good answers about each gateway in the state directory. Its goroutine (run) writes; a
+// stateStore keeps the last valid answers about each gateway in the state directory. Its goroutine (run) writes; a
 // gatewayWatch only hands over what has changed. A nil *stateStore keeps nothing.
 type stateStore struct {
 	dir    *statedir.Dir

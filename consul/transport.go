@@ -171,7 +171,7 @@ func newTransport(a address, config *tls.Config, connections int, pings *http.HT
 }
 
 // tlsFiles holds the TLS settings for one of Consul's ports. It checks the files when a connection needs the settings,
-// once in checkInterval at most. While a file is missing, half written or bad, it keeps the last good settings.
+// once in checkInterval at most. While a file is missing, half written or bad, it keeps the last valid settings.
 type tlsFiles struct {
 	env    environment
 	paths  []string // the files, and the CA directory

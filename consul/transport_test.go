@@ -156,7 +156,7 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 		logged := func(beginning string) bool {
 			recheckFiles(c)
 			if err := askMesh(t, c); err != nil {
-				t.Fatalf("%s: the last good files do not count: %v", what, err)
+				t.Fatalf("%s: the last valid files do not count: %v", what, err)
 			}
 			return slices.ContainsFunc(log.take(), func(line string) bool { return strings.HasPrefix(line, beginning) })
 		}

@@ -353,7 +353,7 @@ func TestATargetThatStaysSilentHoldsUpForAWhileOnly(t *testing.T) {
 	}
 }
 
-func TestAChainThatFailsKeepsTheLastGoodOne(t *testing.T) {
+func TestAChainThatFailsKeepsTheLastValidOne(t *testing.T) {
 	c := newFakeGatewayWithInstances(t, "web")
 	w := start(t, c.watcherWithShortTimeouts(t), "gateway")
 	before := w.next(t, anyOne)
@@ -456,7 +456,7 @@ func TestInstancesThatGoAwayLeaveTheDatacenter(t *testing.T) {
 	}
 }
 
-func TestBadProxyDefaultsCountWithTheirLastGoodContent(t *testing.T) {
+func TestBadProxyDefaultsCountWithTheirLastValidContent(t *testing.T) {
 	c := newFakeGatewayWithInstances(t, "web")
 	mode := func(mode string) reply {
 		return reply{body: fmt.Sprintf(`[{"Name": "global", "Config": {"usher": {"proxy_protocol": {"mode": %q}}}}]`, mode)}
@@ -478,7 +478,7 @@ func TestBadProxyDefaultsCountWithTheirLastGoodContent(t *testing.T) {
 	// The last Envoy goes away and comes back.
 	first.stop()
 	if s := start(t, w, "gateway").next(t, anyOne); !reflect.DeepEqual(s.ProxyDefaults, settingsWithMode(`proxy-defaults "global"`, settings.Strict)) {
-		t.Errorf("settings %+v, want the last good ones", s.ProxyDefaults)
+		t.Errorf("settings %+v, want the last valid ones", s.ProxyDefaults)
 	}
 }
 

@@ -120,7 +120,7 @@ func TestReadySaysThatConsulDoesNotKnowTheToken(t *testing.T) {
 	until(t, func() bool { return w.Ready() == nil })
 }
 
-// TestOnlyAnAnswerEndsAnOutage checks that the log claims neither a last good answer that there never was, nor the end of an
+// TestOnlyAnAnswerEndsAnOutage checks that the log claims neither a last valid answer that there never was, nor the end of an
 // outage because a query stops or fails in another way.
 func TestOnlyAnAnswerEndsAnOutage(t *testing.T) {
 	m := &watchManager{failures: map[failureType]*failure{}}
@@ -139,10 +139,10 @@ func TestOnlyAnAnswerEndsAnOutage(t *testing.T) {
 		want    string // how the only line begins; empty: there is none
 		problem string // how the only problem begins; empty: there is none
 	}{
-		{nil, refused, failureContext{}, "WARN cannot read from consul, and there is no last good answer", "outage it fails: 500; it has never answered, so Usher serves nothing"},
-		{refused, away, failureContext{}, "WARN cannot read from consul, and there is no last good answer", "outage it does not answer: connection refused; it has never answered"},
+		{nil, refused, failureContext{}, "WARN cannot read from consul, and there is no last valid answer", "outage it fails: 500; it has never answered, so Usher serves nothing"},
+		{refused, away, failureContext{}, "WARN cannot read from consul, and there is no last valid answer", "outage it does not answer: connection refused; it has never answered"},
 		{away, nil, failureContext{stopped: true}, "", ""},
-		{nil, away, failureContext{hasAnswer: true}, "WARN cannot read from consul; using the last good answer", "degraded it does not answer: connection refused; Usher uses the last good answer"},
+		{nil, away, failureContext{hasAnswer: true}, "WARN cannot read from consul; using the last valid answer", "degraded it does not answer: connection refused; Usher uses the last valid answer"},
 		{away, nil, failureContext{hasAnswer: true}, "INFO consul answers such queries again", ""},
 	} {
 		m.logFailure(heartbeat, step.was, step.is, step.c)

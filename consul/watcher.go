@@ -37,7 +37,7 @@ type WatcherOptions struct {
 	// AnswerTimeout bounds how long a snapshot waits for the first responses that a listener needs. It is also how long
 	// Consul has to refuse a query before the refusal becomes a problem. 0 means 10 seconds.
 	AnswerTimeout time.Duration
-	// State is where the last good answers are saved, to be used after a restart while Consul does not answer. Nil: they
+	// State is where the last valid answers are saved, to be used after a restart while Consul does not answer. Nil: they
 	// are not saved. It stays open while the Watcher runs.
 	State *statedir.Dir
 }
@@ -83,7 +83,7 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 }
 
 // Run runs what all gateways share until ctx ends: the watchdog, the refresh of queries that would miss a change, and
-// two watches. These show Ready whether Consul answers Usher's token, and keep the last good proxy-defaults.
+// two watches. These show Ready whether Consul answers Usher's token, and keep the last valid proxy-defaults.
 func (w *Watcher) Run(ctx context.Context) error {
 	s := w.manager.subscribe()
 	defer s.close()
@@ -106,7 +106,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 }
 
 // Ready returns nil if Consul answers, and otherwise the reason why not, within ten seconds. It does not say whether
-// Usher has something to serve: Usher keeps the last good responses while Consul is away. The query for the mesh's roots
+// Usher has something to serve: Usher keeps the last valid responses while Consul is away. The query for the mesh's roots
 // needs no permission. The query for proxy-defaults shows whether Consul knows Usher's token. A token with which Usher can
 // serve no gateway counts as no answer.
 func (w *Watcher) Ready() error {

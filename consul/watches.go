@@ -211,7 +211,7 @@ type failure struct {
 // failingWatch is a watch that fails.
 type failingWatch struct {
 	err       error
-	hasAnswer bool      // it has the last good answer
+	hasAnswer bool      // it has the last valid answer
 	restored  time.Time // when that was saved, if it is from the state directory
 }
 
@@ -321,7 +321,7 @@ func (m *watchManager) problems() (list []problem.Problem) {
 
 // logBegin logs that a watch begins to fail. first says that no other fails in this way.
 func (m *watchManager) logBegin(q query, as failureType, w failingWatch, first bool) {
-	log, message := m.client.logger.Debug, "cannot read from consul; using the last good answer"
+	log, message := m.client.logger.Debug, "cannot read from consul; using the last valid answer"
 	if first {
 		log = m.client.logger.Warn
 	}
@@ -331,7 +331,7 @@ func (m *watchManager) logBegin(q query, as failureType, w failingWatch, first b
 		message = "cannot read from consul; using the answer that usher saved"
 		args = append(args, "saved", w.restored.UTC())
 	case !w.hasAnswer:
-		message = "cannot read from consul, and there is no last good answer"
+		message = "cannot read from consul, and there is no last valid answer"
 	}
 	log(message, args...)
 }
@@ -376,11 +376,11 @@ func (m *watchManager) consequence(q query, w failingWatch) string {
 	case !since.IsZero():
 		return "Usher uses what it saved at " + since.UTC().Format(time.RFC3339)
 	case w.hasAnswer:
-		return "Usher uses the last good answer"
+		return "Usher uses the last valid answer"
 	case q == heartbeat:
 		return "it has never answered, so Usher serves nothing"
 	}
-	return "there is no last good answer"
+	return "there is no last valid answer"
 }
 
 // subscription is a set of watches that one goroutine needs, with their results.

@@ -206,8 +206,8 @@ func TestTheProblemIsOfTheWatchesThatFailNow(t *testing.T) {
 	answered := failureContext{hasAnswer: true}
 	const (
 		never    = "; it has never answered, so Usher serves nothing"
-		none     = "; there is no last good answer"
-		last     = "; Usher uses the last good answer"
+		none     = "; there is no last valid answer"
+		last     = "; Usher uses the last valid answer"
 		unlisted = "not reported again"
 	)
 	for name, steps := range map[string][]step{

@@ -63,7 +63,7 @@ func TestBadConfigFile(t *testing.T) {
 		l.wantStrict(t)
 		trouble.WantFixed(t, func() { write(strictConfigFile) })
 	}
-	line := `msg=problem ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back; the last good content stays in use")
+	line := `msg=problem ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back; the last valid content stays in use")
 	trouble := l.Usher.WantProblem(t, line, func() { os.Remove(file) })
 	l.wantStrict(t)
 	trouble.WantFixed(t, func() { write(strictConfigFile) })

@@ -24,7 +24,7 @@ import (
 )
 
 // TestFilesThatChange replaces every file that Usher reads in every way in which files are replaced. Bad content causes one
-// line that names the file, and the last good content stays in use. Good content is used without a restart, and after bad
+// line that names the file, and the last valid content stays in use. Good content is used without a restart, and after bad
 // content one line says so. A file that is half written for a moment causes no line.
 func TestFilesThatChange(t *testing.T) {
 	t.Parallel()

@@ -33,9 +33,9 @@ func TestConfigThatIsNotARegularFile(t *testing.T) {
 		where, what string
 		spoil, put  func()
 	}{
-		{file, noFile + "correct it; the last good content stays in use", func() { putFIFO(t, file) }, func() { write(good) }},
+		{file, noFile + "correct it; the last valid content stays in use", func() { putFIFO(t, file) }, func() { write(good) }},
 		{resources, noFile + "correct it, or remove it", func() { putFIFO(t, resources) }, func() { l.writeResources(t) }},
-		{file, noFile + "correct it; the last good content stays in use", func() { putDevice(t, file) }, func() { write(good) }},
+		{file, noFile + "correct it; the last valid content stays in use", func() { putDevice(t, file) }, func() { write(good) }},
 		{file + ":1", `this is not HCL: "\400" is neither a number nor a text that HCL understands; correct it`, func() { write(`gateway "\400" {}`) }, func() { write(good) }},
 	} {
 		trouble := l.Usher.WantProblem(t, `msg=problem `+lab.LoggedProblem(bad.where, bad.what), bad.spoil)

@@ -27,7 +27,7 @@ func TestReadyWithoutConsul(t *testing.T) {
 
 	empty.WantNotReady(t, consul.HTTPAddr, "connection refused")
 	good.WantReadyWithoutConsul(t, consul.HTTPAddr)
-	wantProblemOfConsul(t, good, "degraded", "Usher uses the last good answer")
+	wantProblemOfConsul(t, good, "degraded", "Usher uses the last valid answer")
 	good.Stop(t)
 	for _, line := range []string{"consul answers such queries again", "problem over"} {
 		if strings.Contains(good.Output(t), line) {

@@ -42,11 +42,11 @@ type Resources struct {
 	TokenBuckets ordered.Map[*typev3.TokenBucket] // of access logs
 
 	// HeldBackListeners names, in order, the listeners that the gateway should have and that could not be built.
-	// Envoy must keep the last good ones, and with them the routes, clusters, endpoints and secrets that those use,
+	// Envoy must keep the last valid ones, and with them the routes, clusters, endpoints and secrets that those use,
 	// even where the maps above no longer have them.
 	HeldBackListeners []string
 	// HeldBackEndpoints names, in order, the load assignments of Clusters whose endpoints are not known. Envoy must
-	// keep the last good ones.
+	// keep the last valid ones.
 	HeldBackEndpoints []string
 	// Problems are what an administrator has to correct, besides the snapshot's own.
 	Problems []problem.Problem

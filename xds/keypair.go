@@ -51,7 +51,7 @@ func (k *KeyPair) TLSConfig() *tls.Config {
 	}
 }
 
-// Run reads the pair again whenever its files change, until ctx ends, and returns nil. It keeps the last good pair and
+// Run reads the pair again whenever its files change, until ctx ends, and returns nil. It keeps the last valid pair and
 // logs a bad one once. The files are rarely replaced at the same moment. So a pair is bad only if it stays bad.
 func (k *KeyPair) Run(ctx context.Context) error {
 	var logged string

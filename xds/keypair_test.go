@@ -139,7 +139,7 @@ func TestCertificateIsReplaced(t *testing.T) {
 	_, foreign := pair(t, 3)
 	files.replace(cert, foreign)
 	log.await(t, "the old one stays")
-	wantServed(t, addr, 2) // the last good one
+	wantServed(t, addr, 2) // the last valid one
 	// Logged once: the next line is about the next good pair.
 	files.replace(cert, foreign)
 	files.replace(pair(t, 4))
@@ -198,7 +198,7 @@ func TestCertificateIsNoFile(t *testing.T) {
 	files.must(os.Symlink("fifos", filepath.Join(files.dir, "..tmp")))
 	files.must(os.Rename(filepath.Join(files.dir, "..tmp"), filepath.Join(files.dir, "..data")))
 	log.await(t, "it is not a regular file")
-	wantServed(t, addr, 1) // the last good one
+	wantServed(t, addr, 1) // the last valid one
 	files.replace(pair(t, 2))
 	log.await(t, "TLS certificate replaced")
 }

@@ -118,7 +118,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 		"File with such a key, 16 bytes or more, instead of a Secret. Give all replicas the same one, and keep it: another one changes all listeners. "+
 			"Default: CONSUL_HTTP_TOKEN. With CONSUL_HTTP_TOKEN_FILE or --login-auth-method there is no default, and Envoys report nothing without one of these flags.")
 	f.StringVar(&o.stateDir, "state-dir", "",
-		"Directory (mode 0700, for this Usher only) in which Usher saves the last good configuration of each gateway. "+
+		"Directory (mode 0700, for this Usher only) in which Usher saves the last valid configuration of each gateway. "+
 			"An Usher that starts while Consul does not answer serves that. In Kubernetes, it also has the modes of listeners and the key of "+
 			"--connection-report-key-secret, for a start while the API server does not answer. Default: nothing is saved.")
 	f.StringVar(&o.stateKeyFile, "state-key-file", "",

@@ -27,7 +27,7 @@ type content struct {
 	defaults  settings.Layer            // of proxy-defaults
 	instances map[string]settings.Layer // by service ID of a gateway's instance
 
-	// problems are those of Usher's own settings. They do not invalidate anything else: a layer keeps its last good
+	// problems are those of Usher's own settings. They do not invalidate anything else: a layer keeps its last valid
 	// settings.
 	problems Problems
 }

@@ -93,7 +93,7 @@ func (p proxyConfig) layer(before settings.Layer) (settings.Layer, []problem.Pro
 }
 
 // proxyConfig decodes the opaque config n that steps lead to; nil is an empty one. It leaves the value of usher as
-// it is: a settings.Layer decodes that, and keeps the last good one.
+// it is: a settings.Layer decodes that, and keeps the last valid one.
 func (e *entry[T]) proxyConfig(n *yaml.Node, at ...any) proxyConfig {
 	p := proxyConfig{file: e.decoder.File, root: configtree.Single(n)}
 	if n == nil {

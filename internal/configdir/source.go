@@ -30,8 +30,8 @@
 //	both                       tags, meta and enable_tag_override have no effect on a
 //	                           gateway in Consul either
 //
-// The directory counts as a whole: while anything in it is wrong, the last good content stays in use. Only Usher's own
-// settings are apart: each settings.Layer keeps its last good settings.
+// The directory counts as a whole: while anything in it is wrong, the last valid content stays in use. Only Usher's own
+// settings are apart: each settings.Layer keeps its last valid settings.
 package configdir
 
 import (
@@ -72,7 +72,7 @@ type Source struct {
 
 // view is what watchers see.
 type view struct {
-	content  *content      // the last good one
+	content  *content      // the last valid one
 	loaded   bool          // content was read; false before the first good one
 	problems Problems      // of a later content
 	next     chan struct{} // is closed when there is the next view
@@ -117,10 +117,10 @@ func (s *Source) read(v view) (*content, Problems) {
 }
 
 // Run watches the directory until ctx ends, and then returns nil. A bad change is reported and is in the snapshots'
-// problems, and the last good content stays.
+// problems, and the last valid content stays.
 func (s *Source) Run(ctx context.Context) error {
 	broken := func(err error) {
-		s.keep(Problems{{Where: s.dir, What: err.Error() + "; the last good content stays in use"}})
+		s.keep(Problems{{Where: s.dir, What: err.Error() + "; the last valid content stays in use"}})
 	}
 	filewatch.Dir(s.dir, filewatch.Options{Read: s.update, Broken: broken, Logger: s.options.Logger, Again: s.reload}).Run(ctx)
 	return nil
@@ -150,7 +150,7 @@ func (s *Source) update(final bool) bool {
 	return true
 }
 
-// keep shows the problems, and keeps the last good content of the files.
+// keep shows the problems, and keeps the last valid content of the files.
 func (s *Source) keep(problems Problems) {
 	v := s.current()
 	if !slices.Equal(problems, v.problems) {

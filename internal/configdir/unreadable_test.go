@@ -15,7 +15,7 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-func TestAFileThatIsNotRegularKeepsTheLastGoodContent(t *testing.T) {
+func TestAFileThatIsNotRegularKeepsTheLastValidContent(t *testing.T) {
 	const notRegular = "it is not a regular file"
 	synctest.Test(t, func(t *testing.T) {
 		f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
@@ -36,7 +36,7 @@ func TestAFileThatIsNotRegularKeepsTheLastGoodContent(t *testing.T) {
 	})
 }
 
-func TestAPanicKeepsTheLastGoodContentAndIsAProblem(t *testing.T) {
+func TestAPanicKeepsTheLastValidContentAndIsAProblem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer})
 		panicked := false
@@ -57,7 +57,7 @@ func TestAPanicKeepsTheLastGoodContentAndIsAProblem(t *testing.T) {
 		<-next
 		v := s.current()
 		if v.content != good || len(v.problems) != 1 || !strings.HasPrefix(v.problems[0].String(), dir+": bug in Usher: panic in filewatch at unreadable_test.go:") {
-			t.Errorf("problems %v, want one with the reason, and the last good content", v.problems)
+			t.Errorf("problems %v, want one with the reason, and the last valid content", v.problems)
 		}
 		f.write("gw.hcl", gw(81))
 		for ; len(v.problems) > 0; v = s.current() {

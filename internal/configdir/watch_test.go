@@ -162,7 +162,7 @@ func TestDirectoryIsAwayForAWhile(t *testing.T) {
 	})
 }
 
-func TestBadChangeKeepsTheLastGoodContent(t *testing.T) {
+func TestBadChangeKeepsTheLastValidContent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
 		good := f.until(listening(80))
@@ -181,7 +181,7 @@ func TestBadChangeKeepsTheLastGoodContent(t *testing.T) {
 			}
 		}
 		if err := f.source.Ready(); err != nil {
-			t.Errorf("Ready returns %v, though there is a last good content", err)
+			t.Errorf("Ready returns %v, though there is a last valid content", err)
 		}
 		f.write("gw.hcl", gw(81))
 		f.until(listening(81))
@@ -223,7 +223,7 @@ func TestBadSettingsInvalidateNothingElse(t *testing.T) {
 		f.write("gw.hcl", gw(81))
 		moved := f.until("port 81", func(s *gateway.Snapshot) bool { return cmp.Equal(portsOf(s), []int{81}) })
 		if s, known := moved.ListenerSettings(moved.Instances[0], 0); !known || s.ProxyProtocol.Mode != settings.Strict {
-			t.Errorf("mode %q, known %v; want the last good one, strict", s.ProxyProtocol.Mode, known)
+			t.Errorf("mode %q, known %v; want the last valid one, strict", s.ProxyProtocol.Mode, known)
 		}
 		f.write("proxy.hcl", defaults("permissive"))
 		f.until("mode permissive", func(s *gateway.Snapshot) bool {

@@ -64,7 +64,7 @@ func (f *File) Content() settings.File { return f.content }
 func (f *File) Reload() { f.reload.Fire() }
 
 // Run watches the file until ctx ends and calls put with every new content. After a bad change, what it concerns
-// keeps its last good content, and the new content has the problems. The file may be written in place or replaced as
+// keeps its last valid content, and the new content has the problems. The file may be written in place or replaced as
 // a whole, as editors and Kubernetes do, and may be missing for a while.
 func (f *File) Run(ctx context.Context, put func(settings.File)) error {
 	read := func(final bool) bool {
@@ -109,12 +109,12 @@ func (f *File) update(text []byte, err error) bool {
 
 func isEmpty(text []byte) bool { return len(bytes.TrimSpace(text)) == 0 }
 
-// hasSettings reports whether the last good content has any settings.
+// hasSettings reports whether the last valid content has any settings.
 func (f *File) hasSettings() bool { return len(f.content.Gateways) > 0 || f.content.All.Where != "" }
 
-// keep sets one problem, and keeps the last good content. It reports whether the problem is new.
+// keep sets one problem, and keeps the last valid content. It reports whether the problem is new.
 func (f *File) keep(what string) bool {
-	p := problem.Problem{Where: f.path, At: problem.Position{File: f.path}, What: what + "; the last good content stays in use"}
+	p := problem.Problem{Where: f.path, At: problem.Position{File: f.path}, What: what + "; the last valid content stays in use"}
 	f.text = nil
 	isNew := !slices.Contains(f.content.Problems, p)
 	if isNew {

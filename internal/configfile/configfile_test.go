@@ -162,7 +162,7 @@ func modes(c settings.File) map[string]settings.Mode {
 	return out
 }
 
-func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
+func TestChangesAreFollowedAndABadOneKeepsTheLastValid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path, f := openStrict(t)
 		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(f.Content())); diff != "" {
@@ -198,9 +198,9 @@ func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
 		}
 		c := <-contents
 		if diff := cmp.Diff(map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, modes(c)); diff != "" {
-			t.Errorf("removed, want the last good content (-want +got):\n%s", diff)
+			t.Errorf("removed, want the last valid content (-want +got):\n%s", diff)
 		}
-		want := []problem.Problem{{Where: path, At: problem.Position{File: path}, What: "cannot be read: no such file or directory; put it back; the last good content stays in use"}}
+		want := []problem.Problem{{Where: path, At: problem.Position{File: path}, What: "cannot be read: no such file or directory; put it back; the last valid content stays in use"}}
 		if diff := cmp.Diff(want, c.Problems); diff != "" {
 			t.Errorf("removed (-want +got):\n%s", diff)
 		}

@@ -34,7 +34,7 @@ func examples(t testing.TB) []string {
 }
 
 // readAfterGood reads a text after a good one, as Usher does when a watched file changes. It checks that each
-// problem is one line, and that the last good content stays if the file cannot be understood.
+// problem is one line, and that the last valid content stays if the file cannot be understood.
 func readAfterGood(t *testing.T, text string) {
 	t.Helper()
 	f := &File{path: "usher.hcl", log: slog.New(slog.DiscardHandler)}
@@ -48,16 +48,16 @@ func readAfterGood(t *testing.T, text string) {
 		}
 	}
 	if len(problems) > 0 && !reflect.DeepEqual(f.content, settings.File{All: good.All, Gateways: good.Gateways, Problems: problems}) {
-		t.Errorf("the last good content did not stay: %+v", f.content)
+		t.Errorf("the last valid content did not stay: %+v", f.content)
 	}
 	if l, kept := f.content.Gateways["edge"]; kept && l.NeverValid {
-		t.Errorf("the last good settings did not stay: %+v", f.content)
+		t.Errorf("the last valid settings did not stay: %+v", f.content)
 	}
 }
 
 var atLine = regexp.MustCompile(`^usher\.hcl(:[1-9]\d*)?(: |$)`)
 
-func TestAFileThatIsCutOffAnywhereKeepsTheLastGood(t *testing.T) {
+func TestAFileThatIsCutOffAnywhereKeepsTheLastValid(t *testing.T) {
 	for _, text := range examples(t) {
 		for i := range text {
 			readAfterGood(t, text[:i])
@@ -65,7 +65,7 @@ func TestAFileThatIsCutOffAnywhereKeepsTheLastGood(t *testing.T) {
 	}
 }
 
-// FuzzFile checks that no text of the file makes Usher panic, or lose the last good content.
+// FuzzFile checks that no text of the file makes Usher panic, or lose the last valid content.
 func FuzzFile(f *testing.F) {
 	for _, text := range examples(f) {
 		f.Add(text)

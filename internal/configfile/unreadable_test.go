@@ -15,7 +15,7 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-func TestAFileThatIsNotRegularKeepsTheLastGood(t *testing.T) {
+func TestAFileThatIsNotRegularKeepsTheLastValid(t *testing.T) {
 	const notRegular = "it is not a regular file"
 	synctest.Test(t, func(t *testing.T) {
 		path, f := openStrict(t)
@@ -26,13 +26,13 @@ func TestAFileThatIsNotRegularKeepsTheLastGood(t *testing.T) {
 		if err := os.Rename(path+".new", path); err != nil {
 			t.Fatal(err)
 		}
-		want := problem.Problem{Where: path, At: problem.Position{File: path}, What: "cannot be read: " + notRegular + "; correct it; the last good content stays in use"}
+		want := problem.Problem{Where: path, At: problem.Position{File: path}, What: "cannot be read: " + notRegular + "; correct it; the last valid content stays in use"}
 		c := <-contents
 		if diff := cmp.Diff([]problem.Problem{want}, c.Problems); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(c)); diff != "" {
-			t.Errorf("want the last good content (-want +got):\n%s", diff)
+			t.Errorf("want the last valid content (-want +got):\n%s", diff)
 		}
 		if _, err := Open(path, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), notRegular) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("at the start: %v, want an error of one line with %q", err, notRegular)
@@ -43,7 +43,7 @@ func TestAFileThatIsNotRegularKeepsTheLastGood(t *testing.T) {
 	})
 }
 
-func TestAPanicKeepsTheLastGoodAndIsAProblem(t *testing.T) {
+func TestAPanicKeepsTheLastValidAndIsAProblem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path, f := openStrict(t)
 		contents, ended := make(chan settings.File), make(chan error, 1)

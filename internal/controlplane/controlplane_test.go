@@ -270,7 +270,7 @@ func TestAmbiguousInstanceIsRefusedUnlessItDoesNotMatter(t *testing.T) {
 	})
 }
 
-func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
+func TestAListenerThatCannotBeBuiltKeepsItsLastValid(t *testing.T) {
 	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
 	unknown := snapshot(in)
 	unknown.ProxyDefaults = settings.Layer{NeverValid: true}
@@ -293,7 +293,7 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 			good := e.listener(t, anyAddress)
 			r.put(unknown)
 			if got := e.listener(t, anyAddress); got != good {
-				t.Errorf("the listener became %v, want the last good one", got)
+				t.Errorf("the listener became %v, want the last valid one", got)
 			}
 		})
 	})
@@ -317,7 +317,7 @@ func TestUnknownEndpointsAreHeldBack(t *testing.T) {
 		read := e.sets[len(e.sets)-1].Collection(xds.Endpoint).Get(cluster)
 		r.put(unread)
 		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); read == nil || c.Get(cluster) != read || len(c.HeldBack()) > 0 {
-			t.Errorf("the load assignment became %v, want the last good one, %v", c.Get(cluster), read)
+			t.Errorf("the load assignment became %v, want the last valid one, %v", c.Get(cluster), read)
 		}
 		gone := snapshot(in)
 		gone.Services, gone.Entry.Listeners = nil, nil
@@ -352,7 +352,7 @@ func TestPortWithAnUnreadServiceIsHeldBack(t *testing.T) {
 		r.put(unread)
 		last := e.sets[len(e.sets)-1]
 		if good == nil || routes == nil || e.listener(t, anyAddress) != good || last.Collection(xds.Route).Get("8080") != routes || e.listener(t, other) == nil {
-			t.Errorf("listener %v with routes %v; want the last good ones, and %s", e.listener(t, anyAddress), last.Collection(xds.Route).Get("8080"), other)
+			t.Errorf("listener %v with routes %v; want the last valid ones, and %s", e.listener(t, anyAddress), last.Collection(xds.Route).Get("8080"), other)
 		}
 	})
 }

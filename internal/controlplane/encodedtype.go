@@ -58,7 +58,7 @@ type encodedType struct {
 }
 
 // update returns the encoded resources that are desired now. It encodes only messages that have changed. Resources
-// that are held back or invalid keep their last good bytes. Without any, the collection lists them as held back, so
+// that are held back or invalid keep their last valid bytes. Without any, the collection lists them as held back, so
 // that nothing removes them.
 func (t *encodedType) update(d desired) *encodedType {
 	if t.messages == d.messages && t.isExact() && len(d.heldBack) == 0 {
@@ -89,9 +89,9 @@ func (t *encodedType) isExact() bool {
 	return len(t.invalid) == 0 && len(t.orphans) == 0 && len(t.collection.HeldBack()) == 0
 }
 
-// keepsLastGood reports whether a resource keeps its last good bytes. It may refer to resources of other types that
+// keepsLastValid reports whether a resource keeps its last valid bytes. It may refer to resources of other types that
 // have no message any more.
-func (t *encodedType) keepsLastGood() bool {
+func (t *encodedType) keepsLastValid() bool {
 	known := func(name string) bool { return t.collection.Get(name) != nil }
 	return len(t.orphans) > 0 || slices.ContainsFunc(t.invalid, known)
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // Whatever was made before, a name has the bytes of its message if that is
-// valid, and else its last good ones, for as long as it is wanted.
+// valid, and else its last valid ones, for as long as it is wanted.
 func TestEncodedTypeFollowsWhatIsDesired(t *testing.T) {
 	for seed := range uint64(300) {
 		rnd := rand.New(rand.NewPCG(seed, 0))

@@ -143,7 +143,7 @@ func (e *encoder) compile(in *gateway.Instance, envoy gateway.Envoy, before comp
 	res := e.compiler.Compile(e.snapshot, in, envoy)
 	now := compiled{problems: slices.Clone(res.Problems)}
 	var keepOrphans bool
-	// Listeners come first: an invalid one keeps its last good version, and that keeps the resources that it refers to.
+	// Listeners come first: an invalid one keeps its last valid version, and that keeps the resources that it refers to.
 	for _, d := range []desired{
 		{typ: xds.Listener, messages: typedMessages[*listenerv3.Listener]{res.Listeners}, heldBack: res.HeldBackListeners},
 		{typ: xds.Secret, messages: typedMessages[*tlsv3.Secret]{res.Secrets}},
@@ -155,7 +155,7 @@ func (e *encoder) compile(in *gateway.Instance, envoy gateway.Envoy, before comp
 		d.keepOrphans = keepOrphans
 		t := e.encode(before.types[d.typ], d)
 		if d.typ != xds.Endpoint { // endpoints refer to no other resources
-			keepOrphans = keepOrphans || t.keepsLastGood()
+			keepOrphans = keepOrphans || t.keepsLastValid()
 		}
 		now.types[d.typ] = t
 		now.problems = append(now.problems, t.problems...)

@@ -185,7 +185,7 @@ func TestACompileThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 			t.Errorf("an Envoy of another release got %d sets, want 2", len(newer.sets))
 		}
 		if len(late.sets) != 1 || late.sets[0] != e.sets[0] {
-			t.Errorf("an Envoy that connects meanwhile got %d sets, want the last good one", len(late.sets))
+			t.Errorf("an Envoy that connects meanwhile got %d sets, want the last valid one", len(late.sets))
 		}
 		broken.Store(false)
 		r.put(snapshotWithPort("edge", 9092))

@@ -1,5 +1,5 @@
 // Package guard turns a panic into an error. A bug then ends the work for one gateway, stream or file instead of the
-// process: the caller keeps the last good state and reports the error.
+// process: the caller keeps the last valid state and reports the error.
 package guard
 
 import (
@@ -27,7 +27,7 @@ func init() {
 // Panics counts the panics that Run has recovered from. Register it once per process.
 var Panics = prometheus.NewCounterVec(prometheus.CounterOpts{
 	Name: "usher_panics_total",
-	Help: "Recovered panics, by the part of Usher. Each is a bug: report it with the stack from the log. The last good state stays in use.",
+	Help: "Recovered panics, by the part of Usher. Each is a bug: report it with the stack from the log. The last valid state stays in use.",
 }, []string{"part"})
 
 // Error is a panic that Run has recovered from.

@@ -244,7 +244,7 @@ func (e *fileError) cause() string {
 // Unwrap returns the cause.
 func (e *fileError) Unwrap() error { return e.err }
 
-// Run reads the files again whenever they change, until ctx ends, and returns nil. While they are bad, the last good ones
+// Run reads the files again whenever they change, until ctx ends, and returns nil. While they are bad, the last valid ones
 // stay in use, which is a problem.
 func (c *Client) Run(ctx context.Context, log *slog.Logger, report func([]problem.Problem)) error {
 	keep := func(err error) { report([]problem.Problem{c.problem(err)}) }
@@ -273,7 +273,7 @@ func (c *Client) problem(err error) problem.Problem {
 	} else {
 		p.What = fmt.Sprintf("it cannot be used: %v; correct it", err)
 	}
-	p.What += "; the last good content stays in use"
+	p.What += "; the last valid content stays in use"
 	return p
 }
 

@@ -39,7 +39,7 @@ func (p Position) String() string {
 // Severity is how bad a problem is. Worse ones are greater.
 type Severity int8
 
-// The severities. The zero value is Degraded: most problems leave the last good configuration in use.
+// The severities. The zero value is Degraded: most problems leave the last valid configuration in use.
 const (
 	Notice   Severity = iota - 1 // it may be meant: a setting without effect, an intention that denies
 	Degraded                     // traffic is served, but not as configured, or not as it would be after the next change

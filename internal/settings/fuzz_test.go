@@ -9,7 +9,7 @@ import (
 )
 
 // FuzzSettings checks that no value under the key usher makes Usher panic. Each mistake
-// is a problem of one line, a layer keeps its last good settings, and Own separates
+// is a problem of one line, a layer keeps its last valid settings, and Own separates
 // inherited settings from the others.
 func FuzzSettings(f *testing.F) {
 	for _, text := range []string{
@@ -39,7 +39,7 @@ func FuzzSettings(f *testing.F) {
 			}
 		}
 		if len(problems) > 0 && !reflect.DeepEqual(next, good) {
-			t.Error("the last good settings did not stay")
+			t.Error("the last valid settings did not stay")
 		}
 		_, _ = Layer{}.Update("here", StripInherited(raw, base))
 		if rest := StripInherited(raw, raw); rest != nil {

@@ -205,7 +205,7 @@ func TestEveryFieldOfAPolicyIsInTheSchema(t *testing.T) {
 	}
 }
 
-func TestLayerKeepsItsLastGoodSettings(t *testing.T) {
+func TestLayerKeepsItsLastValidSettings(t *testing.T) {
 	var l Layer
 	l, problems := l.Update("x", usher("sideways"))
 	if !l.NeverValid || len(problems) != 1 {
@@ -225,7 +225,7 @@ func TestLayerKeepsItsLastGoodSettings(t *testing.T) {
 	}
 	l, _ = l.Update("x", usher("sideways"))
 	if l.NeverValid {
-		t.Fatal("bad after it was removed: Unknown, want the last good content, which says nothing")
+		t.Fatal("bad after it was removed: Unknown, want the last valid content, which says nothing")
 	}
 }
 

@@ -138,7 +138,7 @@ type Built string
 // The results of building a listener.
 const (
 	Current  Built = "current"   // it is as its settings ask
-	Kept     Built = "kept"      // it cannot be built; the last good version of it stays
+	Kept     Built = "kept"      // it cannot be built; the last valid version of it stays
 	HeldBack Built = "held_back" // it cannot be built and never could: Usher neither sends nor removes it
 )
 

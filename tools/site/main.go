@@ -117,7 +117,7 @@ func copyFile(to, from string) error {
 	return write(to, content)
 }
 
-// replace makes a directory beside the one that it replaces. If that fails, the last good one stays.
+// replace makes a directory beside the one that it replaces. If that fails, the last valid one stays.
 func replace(dir string, makeIn func(dir string) error) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {

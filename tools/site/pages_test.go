@@ -80,8 +80,8 @@ func TestTheHomePageHasTheNavigation(t *testing.T) {
 	}
 }
 
-// A Hugo that fails leaves the last good site, and nothing else. The caller's settings of Hugo have no effect.
-func TestTheLastGoodSiteStays(t *testing.T) {
+// A Hugo that fails leaves the last valid site, and nothing else. The caller's settings of Hugo have no effect.
+func TestTheLastValidSiteStays(t *testing.T) {
 	t.Setenv("HUGO_BASEURL", "https://elsewhere.example/")
 	tools, parent := t.TempDir(), t.TempDir()
 	for _, file := range []string{"dist/es/index.js", "LICENSE.txt"} {

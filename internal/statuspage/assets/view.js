@@ -219,7 +219,7 @@ export function gateway(view) {
 
 const built = {
   current: ["good", "as configured"],
-  kept: ["warn", "last good version", "it cannot be built; Envoys keep the last good version"],
+  kept: ["warn", "last valid version", "it cannot be built; Envoys keep the last valid version"],
   held_back: ["bad", "held back", "it cannot be built and never could: Usher neither sends nor removes it"],
 };
 
