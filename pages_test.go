@@ -33,7 +33,6 @@ var notTested = []exception{
 	{"docs/commands.md", "$ usher status", "its state needs a Service that is being changed and a port in use; TestTableOfOneUsher compares such a table"},
 	{"docs/commands.md", "grpcurl", "grpcurl is no part of the lab; TestClientStatusIsForCallersOnLoopback asks the same"},
 	{"docs/consul.md", "usher serve --consul-http-addr", "its addresses are the reader's; TestTheNextConsulAgentIsUsed has such a list"},
-	{"docs/cutover.md", "usher cutover --old", "it replaces an Envoy by another release; TestMovingToUsherAndBackLosesNothing replaces one by the same"},
 	{"docs/dataplane.md", "consul-dataplane", "the program is built for make kubernetes only; TestRealConsulDataplaneThroughUsher runs it"},
 	{"docs/install.md", "dnf install", "the lab is Debian"},
 	{"docs/install.md", "helm install", needsCluster},

@@ -43,7 +43,13 @@ func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	if command := commandOf(t, pages.Find(t, "docs/cutover.md", "consul connect envoy")); !strings.HasSuffix(command, "-grpc-addr http://127.0.0.1:18000 -admin-bind 127.0.0.1:19001") {
 		t.Errorf("the new Envoy has other flags than the test gives it: %s", command)
 	}
-	c.replaceEnvoy(t, commandOf(t, pages.Find(t, "docs/cutover.md", "usher cutover --start")), s.usher.GRPCAddr, 19001)
+	c.replaceEnvoy(t, commandOf(t, pages.Find(t, "docs/cutover.md", "usher cutover --start")), lab.GatewayOptions{
+		Envoy: lab.EnvoyNew, GRPCAddr: s.usher.GRPCAddr, AdminPort: 19001,
+	})
+	c.replaceEnvoy(t, commandOf(t, pages.Find(t, "docs/cutover.md", "usher cutover --old")), lab.GatewayOptions{
+		Envoy: lab.EnvoyOld, GRPCAddr: s.usher.GRPCAddr, AdminPort: 19000,
+	})
+	c.replaceEnvoy(t, "usher cutover", lab.GatewayOptions{Envoy: lab.EnvoyNew, GRPCAddr: s.usher.GRPCAddr, AdminPort: 19001})
 
 	c.run(t, strings.Replace(commandOf(t, pages.Find(t, "docs/cutover.md", "usher probe --expect permissive")), "<the gateway>", lab.GatewayIP, 1))
 
@@ -54,7 +60,7 @@ func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	s.switchMode(t, "permissive", func() { s.writeFile(t, "permissive") })
 	c.wantRefused(t, "usher cutover --undo", "connections with a PROXY header came just now")
 	s.switchBalancer(t, lab.SendNone)
-	c.replaceEnvoy(t, commandOf(t, pages.Find(t, "docs/cutover.md", "usher cutover --undo")), "", 19000)
+	c.replaceEnvoy(t, commandOf(t, pages.Find(t, "docs/cutover.md", "usher cutover --undo")), lab.GatewayOptions{Envoy: lab.EnvoyNew, AdminPort: 19000})
 	s.usher.Stop(t)
 	load.WaitMore(t)
 	if err := s.checkMode(t, "off"); err != nil {
@@ -157,9 +163,9 @@ func (c *cutover) wantInterrupted(t *testing.T) {
 	}
 }
 
-// replaceEnvoy replaces the gateway's Envoy by one with another xDS server, which is
-// empty for Consul's own, and another admin port.
-func (c *cutover) replaceEnvoy(t *testing.T, line, grpcAddr string, adminPort int) {
+// replaceEnvoy replaces the gateway's Envoy by another one. Where the command does not start and end them, the test does when
+// it is asked to.
+func (c *cutover) replaceEnvoy(t *testing.T, line string, by lab.GatewayOptions) {
 	t.Helper()
 	var straight []*lab.Load
 	for range 4 {
@@ -167,13 +173,20 @@ func (c *cutover) replaceEnvoy(t *testing.T, line, grpcAddr string, adminPort in
 	}
 	straight[0].WaitMore(t)
 	run := testprocess.Start(t, c.command(t, line))
-	c.systemd.wait(t, "enable", run.Alive)
+	byItself := strings.Contains(line, "--start")
+	wait := func(verb, text string) {
+		if byItself {
+			c.systemd.wait(t, verb, run.Alive)
+		} else {
+			run.WaitOutput(t, text)
+		}
+	}
+	wait("enable", "start the new Envoy now")
 	old := c.gateway
-	c.gateway = lab.StartGateway(t, lab.GatewayOptions{
-		Host: c.Gateway, Consul: c.Consul, Envoy: lab.EnvoyNew, GRPCAddr: grpcAddr, AdminPort: adminPort,
-	})
-	c.systemd.wait(t, "disable", run.Alive)
-	if grpcAddr != "" {
+	by.Host, by.Consul = c.Gateway, c.Consul
+	c.gateway = lab.StartGateway(t, by)
+	wait("disable", "the old Envoy has no connection any more; end it")
+	if byItself && by.GRPCAddr != "" {
 		c.wantNoWayBack(t, old)
 	}
 	old.Stop(t)
