@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"syscall"
 
 	"github.com/hashicorp/consul/api"
 
@@ -49,8 +50,8 @@ func (s *changesStory) registerGateway(id string, g *lab.LoadedGateway, config m
 
 func (s *changesStory) outages() []lab.Outage {
 	closed := func(g *lab.LoadedGateway) error {
-		if _, err := g.Request(lab.Request{Path: "/"}); err == nil {
-			return errors.New("port 8080 still answers")
+		if _, err := g.Request(lab.Request{Path: "/"}); !errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("port 8080 is not closed: %v", err)
 		}
 		return nil
 	}
