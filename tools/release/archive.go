@@ -28,7 +28,7 @@ func readFile(path, name string) (file, error) {
 func writeArchive(path, dir string, files []file, modified time.Time) error {
 	slices.SortFunc(files, func(a, b file) int { return strings.Compare(a.name, b.name) })
 	var out bytes.Buffer
-	zipped := compressor(&out)
+	zipped := gzip.NewWriter(&out) // without a name and a time
 	archive := tar.NewWriter(zipped)
 	for _, f := range files {
 		header := tar.Header{
@@ -51,22 +51,17 @@ func writeArchive(path, dir string, files []file, modified time.Time) error {
 	return os.WriteFile(path, out.Bytes(), 0o644)
 }
 
-// compressor compresses without a name and a time.
-func compressor(out *bytes.Buffer) *gzip.Writer {
-	zipped, err := gzip.NewWriterLevel(out, gzip.BestCompression)
-	if err != nil {
-		panic(err) // the level is a constant
-	}
-	return zipped
-}
-
-// compressed returns a file for a directory that has compressed ones, such as those of manual pages.
+// compressed returns a file for a directory that has compressed ones, such as those of manual pages. Debian's policy asks for
+// the best compression (12.1).
 func (f file) compressed() (file, error) {
 	var out bytes.Buffer
-	zipped := compressor(&out)
+	zipped, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
+	if err != nil {
+		return file{}, err
+	}
 	if _, err := zipped.Write(f.content); err != nil {
 		return file{}, err
 	}
-	err := zipped.Close()
+	err = zipped.Close()
 	return file{name: f.name + ".gz", content: out.Bytes()}, err
 }

@@ -15,23 +15,27 @@ import (
 )
 
 func TestDebIsInstalledStartedUpgradedAndPurged(t *testing.T) {
+	t.Parallel()
 	if left := inCopyOfSystem(t, "deb.sh", "systemd"); left != "" {
 		t.Errorf("after the purge there is still:\n%s", left)
 	}
 }
 
 func TestDebWorksWithoutSystemd(t *testing.T) {
+	t.Parallel()
 	if left := inCopyOfSystem(t, "deb-without-systemd.sh", "chroot"); left != "" {
 		t.Errorf("after the purge there is still:\n%s", left)
 	}
 }
 
 func TestRPMIsInstalledStartedUpgradedAndRemoved(t *testing.T) {
+	t.Parallel()
 	inCopyOfSystem(t, "rpm.sh", "systemd")
 }
 
 // The page has commands for systems without a package. They lead to the same.
 func TestArchiveIsInstalledByHandLikeTheDeb(t *testing.T) {
+	t.Parallel()
 	commands := pages.Find(t, "docs/install.md", "tar -xzf usher_")[0].Text
 	if left := inCopyOfSystem(t, "by-hand.sh", "chroot", file{name: "commands", content: []byte(commands)}); left != "" {
 		t.Errorf("after the purge there is still:\n%s", left)
@@ -42,15 +46,15 @@ func TestArchiveIsInstalledByHandLikeTheDeb(t *testing.T) {
 // left in it. With systemd, there is a Consul, too. All of it ends with the test.
 func inCopyOfSystem(t *testing.T, script, runner string, files ...file) (left string) {
 	t.Helper()
-	l := builtForLinux(t)
+	first, next := built(t, first), built(t, next)
 	packages := filepath.Join(workDir, "packages of "+script)
 	if err := os.Mkdir(packages, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for name, file := range map[string]string{
-		"old.deb": filepath.Join(l.first.dist, "usher_0.1.0-1_amd64.deb"), "new.deb": filepath.Join(l.next.dist, "usher_0.2.0.rc1-1_amd64.deb"),
-		"old.rpm": filepath.Join(l.first.dist, "usher-0.1.0-1.x86_64.rpm"), "new.rpm": filepath.Join(l.next.dist, "usher-0.2.0.rc1-1.x86_64.rpm"),
-		"usher_0.1.0_linux_amd64.tar.gz": filepath.Join(l.first.dist, "usher_0.1.0_linux_amd64.tar.gz"),
+		"old.deb": filepath.Join(first.dist, "usher_0.1.0-1_amd64.deb"), "new.deb": filepath.Join(next.dist, "usher_0.2.0.rc1-1_amd64.deb"),
+		"old.rpm": filepath.Join(first.dist, "usher-0.1.0-1.x86_64.rpm"), "new.rpm": filepath.Join(next.dist, "usher-0.2.0.rc1-1.x86_64.rpm"),
+		"usher_0.1.0_linux_amd64.tar.gz": filepath.Join(first.dist, "usher_0.1.0_linux_amd64.tar.gz"),
 	} {
 		if err := os.Link(file, filepath.Join(packages, name)); err != nil {
 			t.Fatal(err)

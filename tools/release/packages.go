@@ -83,7 +83,10 @@ func (p product) info(contents files.Contents) *nfpm.Info {
 				PreInstall: p.packaged("preinstall.sh"), PostInstall: p.packaged("postinstall.sh"),
 				PreRemove: p.packaged("preremove.sh"), PostRemove: p.packaged("postremove.sh"),
 			},
-			Deb: nfpm.Deb{Predepends: []string{"passwd"}}, // useradd
+			Deb: nfpm.Deb{
+				Predepends:  []string{"passwd"}, // useradd
+				Compression: "gzip:6",           // the best, 9, takes three times as long to save 0.4 %
+			},
 			RPM: nfpm.RPM{BuildHost: "localhost", Group: "System Environment/Daemons", Packager: maintainer},
 		},
 		DisableGlobbing: true,

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,7 +21,14 @@ import (
 // workDir has the copies of the source, and what is built from them.
 var workDir string
 
+// asCommand is the variable with which the binary of the tests is the command release.
+const asCommand = "USHER_TEST_AS_COMMAND"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(asCommand) != "" {
+		main()
+		return
+	}
 	var err error
 	if workDir, err = checkout.WorkDir(filepath.Join("..", ".."), "release-test"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -49,15 +55,15 @@ func newCopy(root, name string, withGit bool) (made, error) {
 	return m, err
 }
 
-// build builds a version for linux/amd64. The image has a test of this kind in tools/image.
-func (m made) build(version string) error {
-	args := []string{"build", "-source", m.source, "-out", m.dist, "-version", version, "-platforms", "linux/amd64", "-image=false"}
-	return run(context.Background(), args, io.Discard)
+// build builds a version for linux/amd64, in a process with more environment. The image has a test of this kind in tools/image.
+func (m made) build(version string, environment ...string) error {
+	cmd := exec.CommandContext(context.Background(), os.Args[0], "build", "-source", m.source, "-out", m.dist, "-version", version, "-platforms", "linux/amd64", "-image=false")
+	cmd.Env = append(append(os.Environ(), asCommand+"=1"), environment...)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("release build of %s in %s: %w\n%s", version, m.source, err, output)
+	}
+	return nil
 }
-
-// forLinux are two builds of one commit in two directories and time zones, and a pre-release of the version after it, which
-// has another default config file.
-type forLinux struct{ first, second, next made }
 
 // The version of next, and what its files have as number.
 const (
@@ -65,31 +71,53 @@ const (
 	nextNumber  = "0.2.0-rc1"
 )
 
-// linux makes the releases for Linux, once for all tests.
-var linux = sync.OnceValues(func() (l forLinux, err error) {
-	if l.first, err = newCopy(filepath.Join("..", ".."), "a", true); err != nil {
-		return l, err
+var (
+	// first is a release of a commit.
+	first = sync.OnceValues(func() (made, error) {
+		m, err := newCopy(filepath.Join("..", ".."), "first", true)
+		if err != nil {
+			return m, err
+		}
+		return m, m.build("v0.1.0")
+	})
+
+	// next is a pre-release of the version after it, which has another default config file, without git.
+	next = sync.OnceValues(func() (made, error) {
+		if _, err := first(); err != nil { // it has compiled what all have in common
+			return made{}, err
+		}
+		m, err := newCopy(filepath.Join("..", ".."), "next", false)
+		if err != nil {
+			return m, err
+		}
+		if err = edit(filepath.Join(m.source, "tools/release/package/usher.hcl"), "# Usher's settings.", "# Usher's new settings."); err != nil {
+			return m, err
+		}
+		if err = edit(filepath.Join(m.source, "charts/usher/Chart.yaml"), "ersion: 0.1.0", "ersion: "+nextNumber); err != nil {
+			return m, err
+		}
+		return m, m.build(nextVersion, sourceDateEpoch())
+	})
+)
+
+// sourceDateEpoch is the time of the commit for a build without git.
+func sourceDateEpoch() string {
+	commit, err := time.Parse(time.RFC3339, checkout.Time)
+	if err != nil {
+		panic(err) // it is a constant
 	}
-	if l.second, err = newCopy(l.first.source, "another/and/a/longer/path", true); err != nil {
-		return l, err
+	return fmt.Sprintf("SOURCE_DATE_EPOCH=%d", commit.Unix())
+}
+
+// built returns a release that all tests share.
+func built(t *testing.T, release func() (made, error)) made {
+	t.Helper()
+	m, err := release()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if l.next, err = newCopy(l.first.source, "next", true); err != nil {
-		return l, err
-	}
-	if err = edit(filepath.Join(l.next.source, "tools/release/package/usher.hcl"), "# Usher's settings.", "# Usher's new settings."); err != nil {
-		return l, err
-	}
-	if err = edit(filepath.Join(l.next.source, "charts/usher/Chart.yaml"), "ersion: 0.1.0", "ersion: "+nextNumber); err != nil {
-		return l, err
-	}
-	if err = l.first.build("v0.1.0"); err != nil {
-		return l, err
-	}
-	if err = inAnotherTimeZone(func() error { return l.second.build("v0.1.0") }); err != nil {
-		return l, err
-	}
-	return l, l.next.build(nextVersion)
-})
+	return m
+}
 
 // edit replaces a text in a file.
 func edit(file, old, text string) error {
@@ -103,67 +131,35 @@ func edit(file, old, text string) error {
 	return os.WriteFile(file, []byte(strings.ReplaceAll(string(content), old, text)), 0o644)
 }
 
-// inAnotherTimeZone calls f where the commit's day is another one, and in another month.
-func inAnotherTimeZone(f func() error) error {
-	const zone = "Asia/Tokyo"
-	location, err := time.LoadLocation(zone)
-	if err != nil {
-		return err
-	}
-	local := time.Local
-	tz, isSet := os.LookupEnv("TZ")
-	time.Local = location
-	os.Setenv("TZ", zone)
-	defer func() {
-		time.Local = local
-		os.Unsetenv("TZ")
-		if isSet {
-			os.Setenv("TZ", tz)
-		}
-	}()
-	return f()
-}
-
-// builtForLinux returns the releases for Linux.
-func builtForLinux(t *testing.T) forLinux {
-	t.Helper()
-	l, err := linux()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
+// In Tokyo, the commit's day is another one, and in another month.
 func TestTwoBuildsOfACommitAreTheSameBytes(t *testing.T) {
-	l := builtForLinux(t)
-	compare(t, l.first.dist, l.second.dist, filesOfFirst...)
+	t.Parallel()
+	compareWithAnother(t, built(t, first), "v0.1.0", "TZ=Asia/Tokyo")
 }
 
 func TestTwoBuildsOfAnArchiveOfTheSourceAreTheSameBytes(t *testing.T) {
-	commit, err := time.Parse(time.RFC3339, checkout.Time)
+	t.Parallel()
+	compareWithAnother(t, built(t, next), nextVersion, sourceDateEpoch())
+}
+
+// compareWithAnother builds a release from a copy of its source in another directory, and demands the same files.
+func compareWithAnother(t *testing.T, m made, version string, environment ...string) {
+	t.Helper()
+	another, err := newCopy(m.source, "another/and/a/longer/path/"+version, m.commit != "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("SOURCE_DATE_EPOCH", strconv.FormatInt(commit.Unix(), 10))
-	var dists []string
-	source := filepath.Join("..", "..")
-	for _, name := range []string{"archive", "another/directory/for/archive"} {
-		m, err := newCopy(source, name, false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := m.build("v0.1.0"); err != nil {
-			t.Fatal(err)
-		}
-		source, dists = m.source, append(dists, m.dist)
+	if err := another.build(version, environment...); err != nil {
+		t.Fatal(err)
 	}
-	compare(t, dists[0], dists[1], filesOfFirst...)
+	compare(t, m.dist, another.dist, append(strings.Fields(filesOf[version]), sumsFile)...)
 }
 
-// filesOfFirst are the files of version 0.1.0 for linux/amd64.
-var filesOfFirst = []string{
-	"usher_0.1.0-1_amd64.deb", "usher-0.1.0-1.x86_64.rpm", "usher_0.1.0_linux_amd64.tar.gz", "usher_0.1.0_linux_amd64.cdx.json",
-	"usher-0.1.0.tgz", "SHA256SUMS",
+// filesOf are the files of each version for linux/amd64, in the order of their names, without the sums.
+var filesOf = map[string]string{
+	"v0.1.0": "usher-0.1.0-1.x86_64.rpm usher-0.1.0.tgz usher_0.1.0-1_amd64.deb usher_0.1.0_linux_amd64.cdx.json usher_0.1.0_linux_amd64.tar.gz",
+	nextVersion: "usher-0.2.0-rc1.tgz usher-0.2.0.rc1-1.x86_64.rpm usher_0.2.0-rc1_linux_amd64.cdx.json " +
+		"usher_0.2.0-rc1_linux_amd64.tar.gz usher_0.2.0.rc1-1_amd64.deb",
 }
 
 // compare demands that two directories have these files and no other, with the same content.
@@ -191,8 +187,9 @@ func compare(t *testing.T, first, second string, names ...string) {
 }
 
 func TestArchiveHasTheBinaryAndWhatBelongsToIt(t *testing.T) {
-	l, dir := builtForLinux(t), t.TempDir()
-	extract(t, filepath.Join(l.first.dist, "usher_0.1.0_linux_amd64.tar.gz"), dir)
+	t.Parallel()
+	m, dir := built(t, first), t.TempDir()
+	extract(t, filepath.Join(m.dist, "usher_0.1.0_linux_amd64.tar.gz"), dir)
 	root := filepath.Join(dir, "usher_0.1.0_linux_amd64")
 	for _, name := range []string{
 		"LICENSE", "README.md", "CHANGELOG.md", "usher-policy.hcl", "man/man1/usher.1", "man/man1/usher-serve.1",
@@ -213,7 +210,7 @@ func TestArchiveHasTheBinaryAndWhatBelongsToIt(t *testing.T) {
 		}
 	}
 	version, err := exec.CommandContext(t.Context(), filepath.Join(root, "usher"), "version").CombinedOutput()
-	if want := "usher v0.1.0 (" + l.first.commit + ", " + runtime.Version() + ", linux/amd64)\n"; string(version) != want {
+	if want := "usher v0.1.0 (" + m.commit + ", " + runtime.Version() + ", linux/amd64)\n"; string(version) != want {
 		t.Errorf("usher version: got %q (%v), want %q", version, err, want)
 	}
 }
@@ -226,7 +223,8 @@ func extract(t *testing.T, archive, dir string) {
 }
 
 func TestChartHasTheVersionOfTheRelease(t *testing.T) {
-	chart := filepath.Join(builtForLinux(t).next.dist, "usher-"+nextNumber+".tgz")
+	t.Parallel()
+	chart := filepath.Join(built(t, next).dist, "usher-"+nextNumber+".tgz")
 	for _, args := range []string{"show chart", "template usher"} {
 		out, err := exec.CommandContext(t.Context(), "../../.tools/helm-3.22.0/helm", append(strings.Fields(args), chart)...).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), nextNumber) || strings.Contains(string(out), "0.1.0") {
@@ -247,6 +245,7 @@ type workflow struct {
 // The job that runs code of dependencies has no token that can write, and the other one makes a draft of exactly the files
 // that the release lists.
 func TestDraftHasTheFilesOfTheRelease(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("../../.github/workflows/release.yml")
 	if err != nil {
 		t.Fatal(err)
@@ -264,23 +263,22 @@ func TestDraftHasTheFilesOfTheRelease(t *testing.T) {
 			t.Errorf("the job draft, which may write, uses %s", step.Uses)
 		}
 	}
-	l := builtForLinux(t)
 	for _, tc := range []struct {
-		dist, version, flags, names string
+		made           made
+		version, flags string
 	}{
-		{l.first.dist, "v0.1.0", "--draft", "usher-0.1.0-1.x86_64.rpm usher-0.1.0.tgz usher_0.1.0-1_amd64.deb usher_0.1.0_linux_amd64.cdx.json usher_0.1.0_linux_amd64.tar.gz"},
-		{l.next.dist, nextVersion, "--draft --prerelease", "usher-0.2.0-rc1.tgz usher-0.2.0.rc1-1.x86_64.rpm usher_0.2.0-rc1_linux_amd64.cdx.json " +
-			"usher_0.2.0-rc1_linux_amd64.tar.gz usher_0.2.0.rc1-1_amd64.deb"},
+		{built(t, first), "v0.1.0", "--draft"},
+		{built(t, next), nextVersion, "--draft --prerelease"},
 	} {
 		bin := t.TempDir()
 		if err := os.WriteFile(filepath.Join(bin, "gh"), []byte("#!/bin/sh\necho \"gh $*\"\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 		cmd := exec.CommandContext(t.Context(), "bash", "-ec", script)
-		cmd.Dir = tc.dist
+		cmd.Dir = tc.made.dist
 		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "GITHUB_REF_NAME="+tc.version)
 		out, err := cmd.CombinedOutput()
-		want := "\ngh release create " + tc.version + " " + tc.flags + " --verify-tag --title " + tc.version + " --notes-file notes.md SHA256SUMS " + tc.names + "\n"
+		want := "\ngh release create " + tc.version + " " + tc.flags + " --verify-tag --title " + tc.version + " --notes-file notes.md SHA256SUMS " + filesOf[tc.version] + "\n"
 		if err != nil || !strings.HasSuffix(string(out), want) {
 			t.Errorf("%v:\n%s\nwant%s", err, out, want)
 		}

@@ -11,6 +11,7 @@ mkdir /mnt/{upper,work,root}
 mount -t overlay usher-test -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
 root=/mnt/root
 rm -f $root/usr/sbin/policy-rc.d # where this system is a container, it starts and stops no service
+rm -f $root/var/lib/man-db/auto-update # else each dpkg makes the index of all manual pages, for seconds
 mkdir -p $root/packages
 cp -r "$packages"/. $root/packages/
 cat "${script%/*}/asserts.sh" "$script" >$root/packages/script.sh
