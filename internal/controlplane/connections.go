@@ -50,6 +50,7 @@ const (
 	nothing     conclusion = iota
 	headersOff             // most of those to a listener that is off seem to begin with a PROXY header
 	noHeaders              // those to a strict listener are refused, and none to the port has a header
+	untrusted              // only connections from outside trusted_cidrs have a header
 	headersOnly            // all of those to a permissive listener have had headers that it reads for a Window
 )
 
@@ -60,6 +61,8 @@ func conclude(mode settings.Mode, s evidence.Summary, withHeader int, now time.T
 		return shown{headersOff, s.Malformed.First, s.Malformed.Addresses}
 	case s.Refused.Count > evidence.FewConnections && withHeader == 0: // it is strict
 		return shown{noHeaders, s.Refused.First, s.Refused.Addresses}
+	case s.UntrustedHeaders.Count > evidence.FewUntrusted && withHeader == 0:
+		return shown{untrusted, s.UntrustedHeaders.First, s.UntrustedHeaders.Addresses}
 	case mode == settings.Permissive && s.WithHeader.Count > 0 && s.WithoutHeader.Count == 0 &&
 		s.Untrusted.Count == 0 && // strict closes these
 		now.Sub(s.WithHeader.First) >= evidence.Window:
@@ -134,10 +137,21 @@ func (c *connections) problems(id gateway.ID) []problem.Problem {
 		case noHeaders:
 			what = fmt.Sprintf("its mode is strict, and since %s it has closed each connection, because none begins with a PROXY header%s; switch "+
 				`the headers on at the load balancer, and set usher.proxy_protocol.mode to "permissive" until it sends them; if these are health checks only, there is nothing to correct`, since, from)
+		case untrusted:
+			what = fmt.Sprintf("its mode is %s, and since %s PROXY headers come only from outside trusted_cidrs%s: %s; add the networks of the load "+
+				"balancer to usher.proxy_protocol.trusted_cidrs", of.Mode, since, from, untrustedEffect(of.Mode))
 		default:
 			continue
 		}
 		all = append(all, problem.Problem{Where: "gateway " + id.String() + ": listener " + strconv.Itoa(of.Port), What: what, Severity: severity})
 	}
 	return all
+}
+
+// untrustedEffect says what happens to connections from outside trusted_cidrs that begin with a header.
+func untrustedEffect(mode settings.Mode) string {
+	if mode == settings.Strict {
+		return "Envoy closes these connections"
+	}
+	return "Envoy ignores these headers, so the load balancer's address counts as the client's"
 }

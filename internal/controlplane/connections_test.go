@@ -92,6 +92,22 @@ func TestConnectionsAgainstTheModeAreAProblem(t *testing.T) {
 			mode:  settings.Strict,
 			wrong: evidence.Summary{Refused: seen(2)},
 		},
+		"headers from outside trusted_cidrs for a strict listener": {
+			mode:    settings.Strict,
+			wrong:   evidence.Summary{UntrustedHeaders: seen(11)},
+			right:   evidence.Summary{UntrustedHeaders: seen(11), WithHeader: seen(1)},
+			problem: "PROXY headers come only from outside trusted_cidrs, from 10.0.3.7: Envoy closes these connections",
+		},
+		"headers from outside trusted_cidrs for a permissive listener": {
+			mode:    settings.Permissive,
+			wrong:   evidence.Summary{UntrustedHeaders: seen(11), WithoutHeader: seen(300)},
+			right:   evidence.Summary{UntrustedHeaders: seen(11), WithHeader: seen(1)},
+			problem: "Envoy ignores these headers, so the load balancer's address counts as the client's",
+		},
+		"ten headers from outside trusted_cidrs": {
+			mode:  settings.Strict,
+			wrong: evidence.Summary{UntrustedHeaders: seen(10)},
+		},
 		"a permissive listener": {
 			mode:  settings.Permissive,
 			wrong: evidence.Summary{WithoutHeader: seen(300), WithHeader: seen(3)},

@@ -115,7 +115,10 @@ func (c connection) counts(l Listener) bool {
 // untrusted returns the type of a connection that does not count: a health check by TCP shows nothing. A strict listener's
 // log shows no data of other connections either.
 func (c connection) untrusted(l Listener) Type {
-	if l.Mode == settings.Permissive && !c.sentData && !c.namesAddresses {
+	switch {
+	case c.namesAddresses:
+		return UntrustedHeader
+	case l.Mode == settings.Permissive && !c.sentData:
 		return Unknown
 	}
 	return Untrusted

@@ -64,12 +64,12 @@ func TestTypeOfAConnection(t *testing.T) {
 		"it, without":        {mode: permissive, entry: entry{directLocal: absent, chain: "8080"}, want: WithoutHeader},
 		"it, no address":     {mode: permissive, entry: entry{directLocal: absent, local: absent, chain: "8080"}, want: WithoutHeader},
 		"trusted":            {mode: strict, trusted: "10.0.3.0/24", entry: byClient, want: WithHeader},
-		"untrusted":          {mode: strict, trusted: "10.0.4.0/24", entry: byClient, want: Untrusted},
+		"untrusted":          {mode: strict, trusted: "10.0.4.0/24", entry: byClient, want: UntrustedHeader},
 		"untrusted, refused": {mode: strict, trusted: "10.0.4.0/24", entry: entry{bytes: "0"}, want: Untrusted},
 		"untrusted, no data": {mode: permissive, trusted: "10.0.4.0/24", entry: entry{bytes: "0"}, want: Unknown},
 		"untrusted, claims": {mode: permissive, trusted: "10.0.4.0/24", entry: entry{
 			remote: "203.0.113.7:1234", local: "198.51.100.2:80", bytes: "0",
-		}, want: Untrusted},
+		}, want: UntrustedHeader},
 		"untrusted, served": {mode: permissive, trusted: "10.0.4.0/24", entry: entry{chain: "8080_untrusted"}, want: Untrusted},
 		"IPv6": {mode: permissive, trusted: "fd00::/8", entry: entry{
 			direct: "[fd00::7]:40000", directLocal: "[fd00::1]:8080", local: "[fd00::1]:8080", chain: "8080",

@@ -48,8 +48,10 @@ const (
 	// Ambiguous was served by a permissive listener, which cannot tell a header without an address from none, and came
 	// from an address that sends headers otherwise. It may be a health check.
 	Ambiguous
-	// Untrusted came from outside trusted_cidrs.
+	// Untrusted came from outside trusted_cidrs, and shows no PROXY header.
 	Untrusted
+	// UntrustedHeader came from outside trusted_cidrs, and began with a PROXY header, which does not count.
+	UntrustedHeader
 
 	numTypes
 )
@@ -64,7 +66,10 @@ type Summary struct {
 	// Restricted means that trusted_cidrs of a listener names whose PROXY headers count. Other connections are Untrusted.
 	Restricted                                               bool
 	WithHeader, WithoutHeader, Refused, Malformed, Ambiguous Tally
-	Untrusted, Unknown                                       Tally
+	// Untrusted are all from outside trusted_cidrs, and UntrustedHeaders those of them that began with a PROXY header. The
+	// addresses are the last one of these: more would let anybody fill the memory.
+	Untrusted, UntrustedHeaders Tally
+	Unknown                     Tally
 	// OnlyMalformed are the malformed ones of an address in trusted_cidrs that begins all connections like that: since First,
 	// Envoy has understood none of them. It is the address for which that is longest; Addresses are all. Only a listener that
 	// is off has them. Began is not known.
@@ -107,6 +112,10 @@ func From(addresses []netip.Addr) string {
 
 // FewConnections may begin with anything, such as those of a port scanner, before that shows something.
 const FewConnections = 2
+
+// FewUntrusted is how many connections may come from outside trusted_cidrs before that shows something: port scanners make
+// some.
+const FewUntrusted = 10
 
 // MostlyMalformed reports whether most connections to a listener that is off seem to begin with a PROXY header.
 func (s Summary) MostlyMalformed() bool {

@@ -91,7 +91,7 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 }
 
 // typeNames are the types' values of the metric's label.
-var typeNames = [numTypes]string{"unknown", "header", "no_header", "refused", "malformed", "ambiguous", "untrusted"}
+var typeNames = [numTypes]string{"unknown", "header", "no_header", "refused", "malformed", "ambiguous", "untrusted", "untrusted"}
 
 // Watch calls put with the summaries of a gateway's listeners that follow a Service, by port, whenever they have changed, at most once a second,
 // until ctx ends; put must not block. Summaries age only when something is reported: a reader compares Last with its
@@ -242,6 +242,7 @@ type counts struct {
 	began       [numTypes]time.Time // when the newest one began, at the earliest
 	// refusedTrusted says whether trusted_cidrs named networks when the last connection was refused.
 	refusedTrusted bool
+	untrusted      netip.Addr // of the last UntrustedHeader
 }
 
 // bucket counts the connections of a bucketTime.
@@ -286,6 +287,9 @@ func (p *port) add(l Listener, c connection, now time.Time) Type {
 	t, mayBeCheck := c.classify(l)
 	if !c.counts(l) { // such addresses must not displace others
 		of.add(t, c.duration, now)
+		if t == UntrustedHeader {
+			of.untrusted = c.peer
+		}
 		return t
 	}
 	from, _ := p.peers.Get(c.peer)
@@ -399,10 +403,14 @@ func (c *counts) add(t Type, duration time.Duration, now time.Time) {
 // summary returns what counts say, and the addresses of the connections.
 func (p *port) summary(c *counts, now time.Time) Summary {
 	tally := func(t Type) Tally { return p.tally(c, t, now) }
+	headers := tally(UntrustedHeader)
+	if headers.Count > 0 {
+		headers.Addresses = []netip.Addr{c.untrusted}
+	}
 	return Summary{
 		Restricted: recent(c.restricted, now),
 		WithHeader: tally(WithHeader), WithoutHeader: tally(WithoutHeader), Refused: tally(Refused),
-		Malformed: tally(Malformed), Ambiguous: tally(Ambiguous), Untrusted: tally(Untrusted),
+		Malformed: tally(Malformed), Ambiguous: tally(Ambiguous), Untrusted: tally(Untrusted).merge(headers), UntrustedHeaders: headers,
 		Unknown: tally(Unknown), OnlyMalformed: p.onlyMalformed(now),
 		RefusedTrusted: c.refusedTrusted && recent(c.last[Refused], now), RefusedHeaderSenders: p.refusesHeaderSenders(now),
 	}
@@ -484,7 +492,7 @@ func (s Summary) merge(other Summary) Summary {
 		Restricted: s.Restricted || other.Restricted,
 		WithHeader: s.WithHeader.merge(other.WithHeader), WithoutHeader: s.WithoutHeader.merge(other.WithoutHeader),
 		Refused: s.Refused.merge(other.Refused), Malformed: s.Malformed.merge(other.Malformed),
-		Ambiguous: s.Ambiguous.merge(other.Ambiguous), Untrusted: s.Untrusted.merge(other.Untrusted),
+		Ambiguous: s.Ambiguous.merge(other.Ambiguous), Untrusted: s.Untrusted.merge(other.Untrusted), UntrustedHeaders: s.UntrustedHeaders.merge(other.UntrustedHeaders),
 		Unknown: s.Unknown.merge(other.Unknown), OnlyMalformed: s.OnlyMalformed.merge(other.OnlyMalformed),
 		RefusedTrusted: refusedTrusted, RefusedHeaderSenders: s.RefusedHeaderSenders || other.RefusedHeaderSenders,
 	}

@@ -208,7 +208,7 @@ func (o observation) after(s evidence.Summary) observation {
 // tallies are those of all types.
 func (o *observation) tallies() []*evidence.Tally {
 	return []*evidence.Tally{
-		&o.WithHeader, &o.WithoutHeader, &o.Refused, &o.Malformed, &o.Ambiguous, &o.Untrusted, &o.Unknown, &o.OnlyMalformed,
+		&o.WithHeader, &o.WithoutHeader, &o.Refused, &o.Malformed, &o.Ambiguous, &o.Untrusted, &o.UntrustedHeaders, &o.Unknown, &o.OnlyMalformed,
 	}
 }
 

@@ -103,10 +103,6 @@ type sighting struct {
 	restricted bool // trusted_cidrs names networks
 }
 
-// fewUntrusted is how many connections may come from outside trusted_cidrs before it is a problem. Port scanners make
-// some.
-const fewUntrusted = 10
-
 // updateSightings updates what problems are about. A problem begins with what its listener does now, and ends when that
 // has changed or nothing was seen for a Window. It returns when the first of them ends by itself.
 func (r *reconciler) updateSightings(now time.Time) (end time.Time) {
@@ -122,7 +118,7 @@ func (r *reconciler) updateSightings(now time.Time) (end time.Time) {
 		r.updateSighting(sightingKey{port, evidence.Refused}, refuses, beside, sighting{o.Refused, now, o.RefusedHeaderSenders, o.Restricted})
 		r.updateSighting(sightingKey{port, evidence.Malformed}, mode == settings.Off, o.MostlyMalformed(), sighting{o.Malformed, now, true, o.Restricted})
 		closesAll := mode == settings.Strict && o.WithHeader.Count+o.Refused.Count == 0
-		r.updateSighting(sightingKey{port, evidence.Untrusted}, closesAll, o.Untrusted.Count > fewUntrusted, sighting{o.Untrusted, now, true, o.Restricted})
+		r.updateSighting(sightingKey{port, evidence.Untrusted}, closesAll, o.Untrusted.Count > evidence.FewUntrusted, sighting{o.Untrusted, now, true, o.Restricted})
 	}
 	for key := range r.sightings {
 		o := r.observed[key.port]
