@@ -281,6 +281,8 @@ func reasonOf(state gateway.PortState) string {
 		return " is being switched"
 	case state.ProxyVersion != "":
 		return " asks for PROXY " + string(state.ProxyVersion)
+	case state.Mode != settings.Off:
+		return " asks for PROXY headers"
 	}
 	return " asks for no PROXY headers"
 }

@@ -113,6 +113,7 @@ func TestStatusOfAListenerThatFollowsItsBalancer(t *testing.T) {
 			{gateway.PortState{Mode: settings.Off}, "Kubernetes Service consul/edge asks for no PROXY headers"},
 			{gateway.PortState{Mode: settings.Permissive, ProxyVersion: settings.V2, GraceEnd: end}, "Kubernetes Service consul/edge is being switched"},
 			{gateway.PortState{Mode: settings.Strict, ProxyVersion: settings.V2}, "Kubernetes Service consul/edge asks for PROXY v2"},
+			{gateway.PortState{Mode: settings.Strict}, "Kubernetes Service consul/edge asks for PROXY headers"}, // of which version is not known
 			{gateway.PortState{Mode: settings.Permissive, ProxyVersion: settings.V2, Reason: "connections come without one"}, "Kubernetes Service consul/edge: connections come without one"},
 		} {
 			b.put("edge", &gateway.Balancer{OtherPorts: c.state})
