@@ -4,7 +4,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -138,6 +141,53 @@ func TestDoctorCorrectsTheLab(t *testing.T) {
 	l.WaitMode(t, l.Gateway, "permissive")
 	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
 	d.run(t, 0, both...).wantFine(t, "balancer and listener", "the mode is permissive, and ")
+}
+
+// TestDoctorOnABalancerThatIsNotTrusted has trusted_cidrs without the load balancer, which sends headers. Usher and doctor say
+// so while a permissive listener ignores the headers, and while a strict one closes the connections.
+func TestDoctorOnABalancerThatIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	setting := func(mode, trusted string) string {
+		return fmt.Sprintf("usher {\n  proxy_protocol {\n    mode          = %q\n    trusted_cidrs = [%q]\n  }\n}\n", mode, trusted)
+	}
+	const wrong, right = "10.0.16.0/20", lab.BalancerIP + "/32"
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Config: setting("permissive", wrong)})
+	lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr})
+	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	clients := lab.StartLoadAt(t, l.Request("/"), 20)
+	usher.WaitProblem(t, "PROXY headers come only from outside trusted_cidrs, from "+lab.BalancerIP+": Envoy ignores these headers")
+	clients.WantNoFailures(t)
+
+	change := func(mode, trusted string) {
+		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), setting(mode, trusted))
+	}
+	change("strict", wrong)
+	testprocess.Eventually(t, "the listener closes the balancer's connections", testprocess.ChangeDeadline, func() error {
+		if got, err := l.Request("/").Do(t.Context()); err == nil {
+			return fmt.Errorf("status %d", got.Status)
+		}
+		return nil
+	})
+	d := &doctorLab{network: l.Network, consul: l.Consul}
+	flags := []string{l.Gateway.Addr(8080), "--host", lab.ServiceHost, "--balancer", l.Balancer.Addr(8080)}
+	d.run(t, 1, flags...).wantFinding(t, "balancer and listener", "outage",
+		"Every connection of the probe through the load balancer is closed without an answer, and listener 8080")
+	clients = lab.StartLoadAt(t, l.Request("/"), 20)
+	usher.WaitProblem(t, "PROXY headers come only from outside trusted_cidrs, from "+lab.BalancerIP+": Envoy closes these connections")
+	clients.Stop()
+
+	change("strict", right)
+	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
+	testprocess.Eventually(t, "usher has no problem", testprocess.ChangeDeadline, func() error {
+		got, err := usher.Admin("/readyz")
+		if err == nil && strings.Contains(got, "trusted_cidrs") {
+			err = errors.New(got)
+		}
+		return err
+	})
+	d.run(t, 0, flags...).wantFine(t, "balancer and listener", "the mode is strict, and it sends PROXY headers")
 }
 
 // TestDoctorOnTokensAndNames has an Usher whose token may do nothing, and then one whose config file misspells the gateway.

@@ -183,6 +183,18 @@ func (u *Usher) WantNotReady(t *testing.T, reasons ...string) {
 	})
 }
 
+// WaitProblem waits until /readyz names a problem with the text.
+func (u *Usher) WaitProblem(t *testing.T, text string) {
+	t.Helper()
+	testprocess.Eventually(t, "/readyz has "+text, testprocess.ChangeDeadline, func() error {
+		got, err := u.Admin("/readyz")
+		if err == nil && !strings.Contains(got, text) {
+			err = fmt.Errorf("/readyz says %q", got)
+		}
+		return err
+	})
+}
+
 // WantReadyWithoutConsul waits until /readyz says why and since when Consul does not
 // answer, and wants its status to be 200 all the time.
 func (u *Usher) WantReadyWithoutConsul(t *testing.T, address string) string {

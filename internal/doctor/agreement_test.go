@@ -421,6 +421,24 @@ var agreement = []checkCase{
 		want: "notice trusted_cidrs", has: "2 of the type untrusted",
 	},
 	{
+		name: "strict, and the balancer's connections are closed", mode: "strict", change: func(f *Facts) { throughBalancer(f, probe.ClosesAll) },
+		want: "outage balancer and listener", has: "the probe through the load balancer: It is closes.",
+	},
+	{
+		name: "strict, and the balancer's connections are closed after their headers", mode: "strict", change: func(f *Facts) {
+			throughBalancer(f, probe.ClosesLater)
+			grow(f, proxyPrefix+"versions.v2.found", 5)
+		},
+		want: "outage balancer and listener", has: "reads headers and closes.",
+	},
+	{
+		name: "strict, and only the probe's connections are closed", mode: "strict", change: func(f *Facts) {
+			throughBalancer(f, probe.ClosesAll)
+			f.Usher.Facts.After[Reported{GatewayPort{"edge", 8080}, "header"}] = 5
+		},
+		want: "notice balancer and listener", has: "5 of the type header",
+	},
+	{
 		name: "nothing listens", mode: "off", change: func(f *Facts) { f.Listener.Facts = report(probe.Conclusion{Finding: probe.NothingListens}) },
 		want: "outage listener", has: "It is nothing listens.",
 	},

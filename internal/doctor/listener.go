@@ -62,6 +62,8 @@ func checkAgreement(f *Facts, r *Report) {
 			Evidence: f.evidence(t.with, t.without),
 			Remedy:   f.setMode("Let the listener accept them.", f.firstMode()),
 		})
+	case len(t.closed) > 0:
+		f.addClosed(check, t, r)
 	case mode == string(settings.Strict) && len(t.without) > 0:
 		what, severity := "The load balancer sends no PROXY headers, and", problem.Outage
 		if some {
@@ -91,8 +93,34 @@ func checkAgreement(f *Facts, r *Report) {
 	case mode == string(settings.Off):
 		f.addOldErrors(check, r)
 	case mode != "":
-		r.fine(check, fmt.Sprintf("%s is %s; nothing shows whether the load balancer sends headers (--balancer HOST:PORT asks it)", f.listener(), mode))
+		r.fine(check, fmt.Sprintf("%s is %s; nothing shows whether the load balancer sends headers%s", f.listener(), mode, f.askBalancer()))
 	}
+}
+
+// askBalancer is the hint that --balancer shows more, where it was not given.
+func (f *Facts) askBalancer() string {
+	if f.Balancer.Asked {
+		return ", not even the probe through it"
+	}
+	return " (--balancer HOST:PORT asks it)"
+}
+
+// addClosed adds the finding that the probe's connections through the load balancer end without an answer, at a strict
+// listener. If Envoy has served others, it may be because of the probe.
+func (f *Facts) addClosed(check string, t traffic, r *Report) {
+	finding := Finding{
+		Check: check, Severity: problem.Outage,
+		What: fmt.Sprintf("Every connection of the probe through the load balancer is closed without an answer, and %s of gateway %q is strict.",
+			f.listener(), f.gatewayName()),
+		Evidence: f.evidence(t.closed, t.trusted, t.untrusted),
+		Remedy: Remedy{Text: "Probably trusted_cidrs lacks the addresses from which the load balancer connects: the access log has them in " +
+			"downstream_direct_remote_address, and the reason in rejected. Otherwise the load balancer sends no PROXY headers, or has no healthy target."},
+	}
+	if len(t.trusted) > 0 {
+		finding.Severity = problem.Notice
+		finding.What += " Envoys serve other connections."
+	}
+	r.add(finding)
 }
 
 // addRefused adds the finding that the listener refuses the version of the headers.

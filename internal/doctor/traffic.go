@@ -20,6 +20,8 @@ type traffic struct {
 	refused       []string // connections whose header has a version that the listener does not accept
 	unreadable    []string // connections that the listener reads as broken requests, although it looks for headers
 	stopped       []string // probes that the load balancer does not let through to a permissive listener
+	closed        []string // probes through the load balancer that a strict listener, or the load balancer itself, closes
+	trusted       []string // connections with a PROXY header from trusted_cidrs
 	untrusted     []string // connections from outside trusted_cidrs
 	fewUntrusted  bool     // and too few of them to show that they are a load balancer's
 	few           []string // connections that do not fit the mode, and too few of them to show what the load balancer sends
@@ -94,6 +96,8 @@ func (f *Facts) addProbes(t *traffic) {
 		}
 	case "off " + string(probe.Off), "permissive " + string(probe.Permissive), "strict " + string(probe.Strict):
 		t.without = append(t.without, line)
+	case "strict " + string(probe.ClosesAll), "strict " + string(probe.ClosesLater), "strict " + string(probe.Untrusted):
+		t.closed = append(t.closed, line)
 	}
 }
 
@@ -276,13 +280,14 @@ func (f *Facts) addReports(t *traffic) {
 	line := func(of string) string {
 		return fmt.Sprintf("connections that Envoys have just reported to Usher: %d of the type %s", n[of], of)
 	}
+	if n["header"] > 0 {
+		t.trusted = append(t.trusted, line("header"))
+	}
 	if n["untrusted"] > 0 {
 		t.untrusted, t.fewUntrusted = append(t.untrusted, line("untrusted")), n["untrusted"] <= evidence.FewConnections
 	}
 	if f.Envoy.Facts == nil { // which counts them itself, without a delay
-		if n["header"] > 0 {
-			t.with = append(t.with, line("header"))
-		}
+		t.with = append(t.with, t.trusted...)
 		t.add(&t.with, line("malformed"), n["malformed"], n["no_header"])
 		if n["no_header"] > 0 {
 			t.without = append(t.without, line("no_header"))
