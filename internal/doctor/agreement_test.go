@@ -17,6 +17,21 @@ var agreement = []checkCase{
 		want: "outage balancer and listener", has: "the probe through the load balancer: It is 400 to all.", remedy: hcl(`mode = "permissive"`),
 	},
 	{
+		name: "off, and every request gets 400, because no Envoy is on Usher", mode: "off", change: func(f *Facts) {
+			throughBalancer(f, probe.AddedHeader)
+			f.Envoy.Facts, f.Usher.Facts.Envoys, f.Usher.Facts.Gateways = nil, nil, nil
+		},
+		want: "outage balancer and listener, degraded envoys", has: `Usher's /status has no Envoy of gateway "edge"`, remedy: registerEdge,
+	},
+	{
+		name: "off, and every request gets 400, because the Envoy of a Nomad job is not on Usher", mode: "off", change: func(f *Facts) {
+			throughBalancer(f, probe.AddedHeader)
+			f.Envoy.Facts, f.Usher.Facts.Envoys, f.Usher.Facts.Gateways = nil, nil, nil
+			f.Consul.Facts.Instances[0].ServiceID = "_nomad-task-1"
+		},
+		want: "outage balancer and listener, degraded envoys", has: `Usher's /status has no Envoy of gateway "edge"`, hasNot: "consul connect envoy",
+	},
+	{
 		name: "off, and Envoy cannot read requests", mode: "off", change: func(f *Facts) { grow(f, "http.ingress_upstream_8080.downstream_cx_protocol_error", 5) },
 		want: "outage balancer and listener", has: "5 connections that are no HTTP (http.ingress_upstream_8080.downstream_cx_protocol_error: 7, then 12)", remedy: hcl(`mode = "permissive"`),
 	},

@@ -56,12 +56,17 @@ func checkAgreement(f *Facts, r *Report) {
 	case len(t.refused) > 0:
 		f.addRefused(check, t, r)
 	case mode == string(settings.Off) && some:
-		r.add(Finding{
+		found := Finding{
 			Check: check, Severity: problem.Outage,
 			What:     fmt.Sprintf("The load balancer sends PROXY headers, and %s of gateway %q does not look for them. %s", f.listener(), f.gatewayName(), f.withHeaders()),
 			Evidence: f.evidence(t.with, t.without),
 			Remedy:   f.setMode("Let the listener accept them.", f.firstMode()),
-		})
+		}
+		if away := f.away(); len(away) > 0 && len(away) == len(f.registered()) {
+			found.Evidence = append(found.Evidence, fmt.Sprintf("Usher's /status has no Envoy of gateway %q: Usher's settings do not reach the listener", f.Gateway))
+			found.Remedy = f.moveToUsher(away[0])
+		}
+		r.add(found)
 	case len(t.closed) > 0:
 		f.addClosed(check, t, r)
 	case mode == string(settings.Strict) && len(t.without) > 0:

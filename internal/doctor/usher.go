@@ -74,6 +74,9 @@ func checkEnvoys(f *Facts, r *Report) {
 // away are the service IDs of the gateway's instances that Usher does not serve. Instances on several nodes can have the
 // same service ID.
 func (f *Facts) away() (all []string) {
+	if f.Usher.Facts == nil {
+		return nil
+	}
 	connected := map[string]int{}
 	for _, e := range f.Usher.Facts.Envoys {
 		if e.Gateway == f.Gateway.String() {
@@ -106,15 +109,23 @@ func (f *Facts) notConnected(check, serviceID string) Finding {
 		What: fmt.Sprintf("The Envoy of instance %q of gateway %q is not connected to this Usher: Usher's settings do not reach it, unless another replica serves it.",
 			serviceID, f.Gateway),
 		Evidence: []string{fmt.Sprintf("Consul has the instance %q, and Usher's /status has no Envoy with this service ID", serviceID)},
-		Remedy: Remedy{
-			Text:    "Let the Envoy use Usher: docs/cutover.md says how without losing a request. The command for its host:",
-			Command: registerCommand(f.Gateway),
-		},
+		Remedy:   f.moveToUsher(serviceID),
 	}
 	if e := f.Envoy.Facts; e != nil && e.ServiceID == serviceID {
 		found.Evidence = append(found.Evidence, "Envoy's admin interface: its stream to its control plane is open, and that is not this Usher: it is Consul, or another replica")
 	}
 	return found
+}
+
+// moveToUsher is the remedy that lets the Envoy of an instance use Usher.
+func (f *Facts) moveToUsher(serviceID string) Remedy {
+	if strings.HasPrefix(serviceID, "_nomad-task-") {
+		return Remedy{Text: "Let the Envoy use Usher: set CONSUL_GRPC_ADDR in the job of the gateway to Usher's address, as docs/quickstart-nomad.md says."}
+	}
+	return Remedy{
+		Text:    "Let the Envoy use Usher: docs/cutover.md says how without losing a request. The command for its host:",
+		Command: registerCommand(f.Gateway),
+	}
 }
 
 // xdsCluster begins the counters of the connections to Envoy's control plane, in the bootstraps of Consul and of Usher.

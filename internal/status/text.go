@@ -18,6 +18,7 @@ import (
 func Text(w io.Writer, answers []Answer, wide bool) error {
 	t := text{answers: answers, wide: wide, several: len(answers) > 1}
 	t.ushers()
+	t.connections()
 	t.listeners()
 	t.envoys()
 	t.problems()
@@ -63,6 +64,18 @@ func (t *text) ushers() {
 				fmt.Fprintf(&t.out, "  gateway %s is from the state directory, where it was saved %s ago\n", g.Name, s.age(g.Restored))
 			}
 		}
+	}
+}
+
+// connections says what to look at if no Envoy is connected to any Usher. That a replica has none is no fault.
+func (t *text) connections() {
+	answers, envoys := 0, 0
+	t.states(func(_ string, s *State) {
+		answers++
+		envoys += len(s.Envoys)
+	})
+	if answers > 0 && envoys == 0 {
+		fmt.Fprintln(&t.out, "No Envoy is connected: see that the address for xDS in the bootstrap of each gateway's Envoy is Usher's (usher doctor says more).")
 	}
 }
 

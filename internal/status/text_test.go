@@ -145,6 +145,12 @@ func TestTextSaysThatThereIsNoProblem(t *testing.T) {
 	if text := got.String(); !strings.HasPrefix(text, "a:1: usher devel, up 0s, ready; from files; 1 Envoy\n") || !strings.HasSuffix(text, "\n\nno problems\n") {
 		t.Errorf("got %s", text)
 	}
+	files.Envoys = nil
+	wantText(t, []status.Answer{{Address: "a:1", State: files}}, false, `a:1: usher devel, up 0s, ready; from files; 0 Envoys
+No Envoy is connected: see that the address for xDS in the bootstrap of each gateway's Envoy is Usher's (usher doctor says more).
+
+no problems
+`)
 	wantText(t, []status.Answer{{Address: "a:1", Error: "connection refused"}}, false, "a:1: connection refused\n")
 }
 
