@@ -50,8 +50,12 @@ func (s *changesStory) registerGateway(id string, g *lab.LoadedGateway, config m
 
 func (s *changesStory) outages() []lab.Outage {
 	closed := func(g *lab.LoadedGateway) error {
-		if _, err := g.Request(lab.Request{Path: "/"}); !errors.Is(err, syscall.ECONNREFUSED) {
-			return fmt.Errorf("port 8080 is not closed: %v", err)
+		_, err := g.Request(lab.Request{Path: "/"})
+		if err == nil {
+			return errors.New("port 8080 still answers")
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("port 8080 is not closed: %w", err)
 		}
 		return nil
 	}

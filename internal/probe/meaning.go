@@ -152,9 +152,8 @@ func meanings(r Result) map[Finding]Meaning {
 		},
 		ClosesAll: {
 			Headline: at + " closes all connections, and nothing shows that it reads PROXY headers.",
-			Remedy: "If it needs TLS, set --host to a name that it serves: Envoy closes handshakes with other names. " +
-				"If it is a tcp listener, use --tcp. It may also have no healthy instance of its service. " +
-				"If it is a load balancer, the listener behind it may be strict, with trusted_cidrs that do not have the load balancer.",
+			Remedy: "If it needs TLS, set --host to a name that it serves: Envoy closes handshakes with other names. If it is a tcp listener, use --tcp. " +
+				"It may also have no healthy instance of its service. If it is a load balancer, the listener behind it may be strict, with trusted_cidrs that do not have the load balancer.",
 		},
 		NoTLS: {
 			Headline: at + " does not speak TLS.",
