@@ -23,6 +23,9 @@ const (
 	maxChecks = 64
 )
 
+// PolicyFile says in messages where the policy is that Usher's token needs: packages and archives have it, too.
+const PolicyFile = "usher-policy.hcl in /usr/share/usher or docs"
+
 // permission is one that Usher's token may need (docs/usher-policy.hcl).
 type permission struct {
 	check   aclCheck // without a namespace or partition: in the default namespace, and Usher's partition
@@ -113,11 +116,11 @@ func (p *permissionChecker) record(ctx context.Context, missing []permission) {
 			continue
 		}
 		if m.optional {
-			p.client.logger.InfoContext(ctx, "usher's token lacks a permission that not every installation needs (docs/usher-policy.hcl)",
+			p.client.logger.InfoContext(ctx, "usher's token lacks a permission that not every installation needs ("+PolicyFile+")",
 				"permission", m.name, "without_it", m.without)
 			continue
 		}
-		p.client.logger.WarnContext(ctx, "usher's token lacks a permission; add it to the token's policy (docs/usher-policy.hcl)",
+		p.client.logger.WarnContext(ctx, "usher's token lacks a permission; add it to the token's policy ("+PolicyFile+")",
 			"permission", m.name, "without_it", m.without)
 	}
 }
@@ -152,7 +155,7 @@ func (p *permissionChecker) failure() error {
 		return nil
 	}
 	slices.Sort(names)
-	return errors.New("Usher's token lacks " + strings.Join(names, " and ") + "; add it to the token's policy (docs/usher-policy.hcl)")
+	return errors.New("Usher's token lacks " + strings.Join(names, " and ") + "; add it to the token's policy (" + PolicyFile + ")")
 }
 
 // missingPermissions asks Consul what Usher's token may not do.

@@ -141,7 +141,7 @@ func TestMissingPermissionsAreNamedAtTheStart(t *testing.T) {
 			s := startPolicyStory(t, version)
 			u := s.start(t, readOnlyRules)
 			defer u.Stop(t)
-			u.WaitOutput(t, `level=WARN msg="usher's token lacks a permission; add it to the token's policy (docs/usher-policy.hcl)" permission="service:write on \"ingress-gateway\""`)
+			u.WaitOutput(t, `level=WARN msg="usher's token lacks a permission; add it to the token's policy (usher-policy.hcl in /usr/share/usher or docs)" permission="service:write on \"ingress-gateway\""`)
 			for _, optional := range []string{"agent:read", "peering:read"} {
 				if !strings.Contains(u.Output(t), optional) {
 					t.Errorf("the log does not name %s", optional)

@@ -53,7 +53,8 @@ func TestQuickstartOnAVM(t *testing.T) {
 		Shell:     machine.Shell(),
 		Elsewhere: map[string]testprocess.Command{"On a client": {Host: l.Client}},
 		Replace: []string{
-			"<the gateway>", lab.GatewayIP, "<the load balancer>", lab.BalancerIP, "10.0.1.1", lab.GatewayIP, "10.0.16.0/20", lab.BalancerIP + "/32", "<the client>", lab.ClientIP, "<a service>", "static-server",
+			"<the gateway>", lab.GatewayIP, "<the load balancer>", lab.BalancerIP, "10.0.1.1", lab.GatewayIP, "10.0.16.0/20", lab.BalancerIP + "/32", "<the client>", lab.ClientIP, "<a service>", "static-server", "<your gateway>", "ingress-gateway",
+			"<a token with acl:write>", lab.ManagementToken,
 		},
 	})
 	before := r.Type(t, "systemctl enable --quiet --now gateway; "+everyFile)
@@ -63,10 +64,9 @@ func TestQuickstartOnAVM(t *testing.T) {
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Quickstart: a gateway on a VM"))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Install Usher"))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Say what the gateway should do"))
-	r.Type(t, manage)
 	r.Follow(t, pages.Section(t, "docs/install.md", "Consul with TLS"))
 	r.Follow(t, pages.Section(t, "docs/install.md", "Usher's token"))
-	r.Type(t, "unset CONSUL_HTTP_TOKEN; rm usher-policy.hcl")
+	r.Type(t, "unset CONSUL_HTTP_TOKEN")
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Give Usher access to Consul"))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Start Usher"))
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Move the gateway"))
@@ -82,13 +82,12 @@ func TestQuickstartOnAVM(t *testing.T) {
 	l.HAProxy.SetHeader(t, lab.SendNone)
 	r.Follow(t, back[1:])
 	load.WaitMore(t)
-	r.Type(t, manage)
 	r.Follow(t, pages.Section(t, "docs/quickstart-vm.md", "Remove Usher"))
 
 	load.WaitMore(t)
 	load.WantNoFailures(t)
 	l.WaitMode(t, l.Gateway, "off")
-	if left := r.Type(t, "export CONSUL_CACERT=/etc/consul.d/ca.pem; consul acl policy list; consul acl token list"); strings.Contains(left, "usher") || !strings.Contains(left, "ingress-gateway") {
+	if left := r.Type(t, manage+"consul acl policy list; consul acl token list"); strings.Contains(left, "usher") || !strings.Contains(left, "ingress-gateway") {
 		t.Errorf("after the removal of Usher, Consul has\n%s", left)
 	}
 	if after := r.Type(t, everyFile); after != before {
@@ -99,8 +98,8 @@ func TestQuickstartOnAVM(t *testing.T) {
 // everyFile lists the files of the machine, except what its programs write at any time.
 const everyFile = `find / -xdev \( -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /tmp \) -prune -o -type f -print | sort`
 
-// manage gives the shell a token that may write ACLs.
-const manage = "export CONSUL_HTTP_TOKEN=" + lab.ManagementToken
+// manage lets the shell ask Consul about its ACLs.
+const manage = "export CONSUL_HTTP_ADDR=https://127.0.0.1:8501 CONSUL_CACERT=/etc/consul.d/ca.pem CONSUL_HTTP_TOKEN=" + lab.ManagementToken + "; "
 
 // TestInstallationWithoutAPackage follows docs/install.md where Usher comes from the archive of a release,
 // on a clean Debian with a Consul whose ACLs are on.
@@ -112,10 +111,13 @@ func TestInstallationWithoutAPackage(t *testing.T) {
 		"/root/usher_0.1.0_linux_amd64.tar.gz": lab.Release(t, "usher_*.tar.gz"),
 		"/root/SHA256SUMS":                     lab.Release(t, "SHA256SUMS"),
 	})
-	r := pages.NewReader(t, pages.Options{Shell: machine.Shell()})
+	r := pages.NewReader(t, pages.Options{
+		Shell:   machine.Shell(),
+		Replace: []string{"<your gateway>", "ingress-gateway", "<a token with acl:write>", lab.ManagementToken},
+	})
 	r.Follow(t, pages.Find(t, "docs/install.md", "sha256sum --check"))
 	r.Follow(t, pages.Section(t, "docs/install.md", "tar.gz"))
-	r.Type(t, "cd; "+manage)
+	r.Type(t, "cd")
 	r.Follow(t, pages.Section(t, "docs/install.md", "Usher's token"))
 	r.Follow(t, pages.Find(t, "docs/install.md", "systemctl enable --now usher"))
 	r.Follow(t, pages.Find(t, "docs/quickstart-vm.md", "$ systemctl enable --now usher"))

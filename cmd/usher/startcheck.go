@@ -78,7 +78,7 @@ func tryToken(ctx context.Context, client *consul.Client) (string, error) {
 	case p.ACLsOff:
 		return "ok, Consul has no ACLs", nil
 	case len(p.Missing) > 0:
-		return "it lacks " + strings.Join(p.Missing, " and ") + "; add it to the token's policy (docs/usher-policy.hcl)", nil
+		return "it lacks " + strings.Join(p.Missing, " and ") + "; add it to the token's policy (" + consul.PolicyFile + ")", nil
 	case len(p.Optional) > 0:
 		return "ok, without " + strings.Join(p.Optional, ", "), nil
 	}

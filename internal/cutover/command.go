@@ -28,9 +28,12 @@ func (c *Command) start() error {
 	return c.cmd.Start()
 }
 
+// started reports whether the command has been started.
+func (c *Command) started() bool { return c != nil && c.cmd != nil }
+
 // failed returns an error if the command has ended with one.
 func (c *Command) failed() error {
-	if c == nil || c.cmd == nil {
+	if !c.started() {
 		return nil
 	}
 	if !c.ended {

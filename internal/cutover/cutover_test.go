@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/usherproxy/usher/internal/envoyadmin"
 )
 
 func TestOneEnvoyTakesThePlaceOfAnother(t *testing.T) {
@@ -318,6 +320,7 @@ var waits = []struct {
 	make       func(s *story)
 }{
 	{"it starts", "the new Envoy does not answer: ", func(s *story) { s.new.onGet = func(e *fakeEnvoy, _ string) { e.down = true } }},
+	{"it does not listen yet", "the new Envoy starts, and does not answer at http://127.0.0.1:1 (--new) yet; read the log", func(s *story) { s.options.New = envoyadmin.New("127.0.0.1:1") }},
 	{"it initializes", "the new Envoy is PRE_INITIALIZING", func(s *story) { s.new.state = "PRE_INITIALIZING" }},
 	{"a listener warms", "waits for parts of its configuration", func(s *story) { s.new.stats["listener_manager.total_listeners_warming"] = 1 }},
 	{"a cluster warms", "waits for parts of its configuration", func(s *story) { s.new.stats["cluster_manager.warming_clusters"] = 1 }},

@@ -2,10 +2,12 @@ package cutover
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/usherproxy/usher/internal/resourcediff"
@@ -102,7 +104,7 @@ func (c *cutover) waitForNew(ctx context.Context, old *envoy) error {
 		}
 		now, err := observe(ctx, c.New)
 		if err != nil {
-			return fmt.Sprintf("the new Envoy does not answer: %v", err), nil //nolint:nilerr // it may not run yet
+			return c.noAnswer(err), nil
 		}
 		waits, err := c.unready(ctx, old, now)
 		if waits != "" {
@@ -115,6 +117,14 @@ func (c *cutover) waitForNew(ctx context.Context, old *envoy) error {
 	}
 	c.say("new", "ok: it serves everything that %s sends, and accepts connections", c.Target)
 	return nil
+}
+
+// noAnswer says that the new Envoy does not answer, which is so for a while after its start.
+func (c *cutover) noAnswer(err error) string {
+	if c.Start.started() && errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Sprintf("the new Envoy starts, and does not answer at %s (--new) yet", c.New)
+	}
+	return fmt.Sprintf("the new Envoy does not answer: %v", err)
 }
 
 // getsConnections ends what is said about an Envoy that listens and serves something else than the old one.
