@@ -137,7 +137,7 @@ func checkInstances(f *Facts, r *Report) {
 				Check: check, Severity: problem.Notice,
 				What:     fmt.Sprintf("Consul's check of instance %q of gateway %q on node %q is critical.", in.ServiceID, f.Gateway, in.Node),
 				Evidence: []string{"the checks that are critical: " + quoted(in.Critical)},
-				Remedy:   Remedy{Text: "Usher serves the instance anyway, and a new instance is critical until Consul has checked it. If this lasts, check on the gateway's host that the Envoy runs.", Command: "curl http://127.0.0.1:19000/ready"},
+				Remedy:   Remedy{Text: "Usher serves the instance anyway, and a new instance is critical until Consul has checked it. If this lasts, check on the gateway's host that the Envoy runs.", Command: "curl " + f.EnvoyAdmin + "/ready"},
 			})
 		}
 	}
@@ -227,7 +227,7 @@ func (f *Facts) addMissing(check string, r *Report) {
 	name := "usher-" + f.gatewayName() + "-more"
 	found := Finding{
 		Check: check, Severity: severity, What: fmt.Sprintf("The token lacks permissions that Usher needs for gateway %q.", f.gatewayName()), Evidence: evidence,
-		Remedy: Remedy{Text: "Add them. The commands need a token with acl:write. docs/usher-policy.hcl has the whole policy.", Command: f.createPolicy(name, rules)},
+		Remedy: Remedy{Text: "Add them. The commands need a token with acl:write. The whole policy is " + consul.PolicyFile + ".", Command: f.createPolicy(name, rules)},
 	}
 	if severity == problem.Notice {
 		found.What = fmt.Sprintf("The token has permissions for single names; Usher sees nothing else for gateway %q.", f.gatewayName())

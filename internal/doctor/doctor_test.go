@@ -34,7 +34,7 @@ func report(c probe.Conclusion) *probe.Report {
 
 // known are facts of a gateway whose Envoy, Usher and Consul have no fault. Its listener has the mode.
 func known(mode string) *Facts {
-	f := &Facts{Now: now, Gateway: gateway.ID{Name: "edge"}, Port: 8080}
+	f := &Facts{Now: now, EnvoyAdmin: "http://127.0.0.1:19001", Gateway: gateway.ID{Name: "edge"}, Port: 8080}
 	f.Listener.Facts = report(probe.Conclusion{Finding: probe.Finding(mode), HTTP: true, Envoy: true, Versions: []string{"v1", "v2"}})
 	f.Consul.Facts = &consul.Inspection{
 		Version: "1.22.0", Token: consul.TokenKnown, Accessor: "1234", Gateways: []string{"edge", "other"},

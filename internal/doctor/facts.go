@@ -23,6 +23,8 @@ type Facts struct {
 	Gateway gateway.ID // without a name: it is not known which
 	// Port is that of the listener; 0: it is not known.
 	Port int
+	// EnvoyAdmin is the address of Envoy's admin interface, for commands.
+	EnvoyAdmin string
 
 	Listener    Source[probe.Report]      // of the gateway itself
 	Balancer    Source[probe.Report]      // through the load balancer

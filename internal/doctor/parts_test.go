@@ -126,7 +126,7 @@ var parts = []checkCase{
 	},
 	{
 		name: "a critical instance", mode: "off", change: func(f *Facts) { f.Consul.Facts.Instances[0].Critical = []string{"edge listening"} },
-		want: "notice instances", has: `the checks that are critical: "edge listening"`, remedy: "curl http://127.0.0.1:19000/ready",
+		want: "notice instances", has: `the checks that are critical: "edge listening"`, remedy: "curl http://127.0.0.1:19001/ready",
 	},
 	{
 		name: "Usher is not ready", mode: "off", change: func(f *Facts) { f.Usher.Facts.Usher = status.Usher{Reason: "Consul does not answer"} },

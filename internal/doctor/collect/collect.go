@@ -60,9 +60,10 @@ type collector struct {
 
 // Run collects facts. The error is one of the probe's options.
 func Run(ctx context.Context, o Options) (*doctor.Facts, error) {
+	envoy := envoyadmin.New(o.EnvoyAdmin)
 	c := collector{
-		o: o, f: &doctor.Facts{Now: time.Now(), Gateway: o.Gateway},
-		envoy: envoyadmin.New(o.EnvoyAdmin), usher: adminport.New(o.UsherAdmin, adminport.Usher),
+		o: o, f: &doctor.Facts{Now: time.Now(), Gateway: o.Gateway, EnvoyAdmin: envoy.String()},
+		envoy: envoy, usher: adminport.New(o.UsherAdmin, adminport.Usher),
 	}
 	c.name()
 	c.askEnvoy(ctx)
