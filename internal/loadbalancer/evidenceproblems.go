@@ -214,7 +214,7 @@ func (r *reconciler) unexpectedHeaders(port int, s sighting) problem.Problem {
 func (r *reconciler) allUntrusted(port int, s sighting) problem.Problem {
 	return problem.Problem{
 		Where: r.where(""), Severity: problem.Outage,
-		What: fmt.Sprintf("listener %d is strict, and since %s all connections come from outside trusted_cidrs, so Envoy closes them; "+
-			"add the load balancer's subnets (Envoy's access log has the addresses)", port, s.at.UTC().Format(time.RFC3339)),
+		What: fmt.Sprintf("listener %d is strict, and since %s all connections come from outside trusted_cidrs%s, so Envoy closes them; "+
+			"add the load balancer's subnets (Envoy's access log has all addresses)", port, s.at.UTC().Format(time.RFC3339), evidence.From(s.Addresses)),
 	}
 }
