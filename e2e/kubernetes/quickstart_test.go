@@ -38,6 +38,7 @@ func (r *consulRelease) newReader(t *testing.T, fails map[string]int, replace ..
 			"consul.aclSetup.enabled=true", "consul.aclSetup.enabled=true --set balancerGrace="+r.grace().String(),
 			"<your service>", "static-server",
 			"<the load balancer>", r.balancer.Host.IP.String(),
+			"# Here come your own lines.", "service.beta.kubernetes.io/aws-load-balancer-scheme: internet-facing",
 			"10.0.16.0/20", r.balancer.Host.IP.String()+"/32",
 		),
 		Fails: fails,
