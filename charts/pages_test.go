@@ -3,6 +3,7 @@
 package charts
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,5 +33,32 @@ func TestSettingsOfThePage(t *testing.T) {
 	config := string(asJSON(t, find(t, rendered, "ConfigMap", "usher-config")["data"]))
 	if !strings.Contains(config, "ingress-gateway") || !strings.Contains(config, "strict") {
 		t.Errorf("Usher's config file is %s", config)
+	}
+}
+
+// TestSettingsReplaceNoPod wants the same pods with settings as without.
+func TestSettingsReplaceNoPod(t *testing.T) {
+	var deployments []string
+	for _, set := range []string{"settings=null", "settings.usher.proxy_protocol.mode=strict"} {
+		rendered, failure := template(t, "usher", "--set", set)
+		if failure != "" {
+			t.Fatal(failure)
+		}
+		deployments = append(deployments, string(asJSON(t, find(t, rendered, "Deployment", "usher"))))
+	}
+	if deployments[0] != deployments[1] {
+		t.Errorf("without settings, the Deployment is\n%s\nwith them, it is\n%s", deployments[0], deployments[1])
+	}
+}
+
+// TestNotesOfAnUpgrade wants that the notes tell users whose gateways use Usher already not to move them again.
+func TestNotesOfAnUpgrade(t *testing.T) {
+	rendered, failure := template(t, chartWithNotes(t), "--is-upgrade")
+	if failure != "" {
+		t.Fatal(failure)
+	}
+	const want = "Next, if the gateways do not use Usher yet:"
+	if notes := fmt.Sprint(find(t, rendered, "Notes", "notes")["text"]); !strings.Contains(notes, want) {
+		t.Errorf("the notes are\n%s\nwant %q", notes, want)
 	}
 }

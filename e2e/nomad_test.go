@@ -26,12 +26,13 @@ func TestQuickstartForNomad(t *testing.T) {
 	t.Parallel()
 	s := startNomadStory(t, lab.ConsulOptions{ACLs: true})
 	s.reader.Follow(t, pages.Section(t, "docs/quickstart-nomad.md", "Before you begin"))
-	s.reader.Type(t, "sed '/CONSUL_GRPC_ADDR/d' gateway.nomad.hcl >before.nomad.hcl; nomad job run before.nomad.hcl")
+	s.reader.Type(t, "nomad job run gateway.nomad.hcl")
 	s.WaitMode(t, s.Gateway, "off")
 	s.reader.Follow(t, pages.Section(t, "docs/quickstart-nomad.md", "Give Usher a token"))
 	s.reader.Follow(t, pages.Section(t, "docs/quickstart-nomad.md", "Start Usher"))
 	s.WaitMode(t, s.Gateway, "off")
-	s.reader.Follow(t, pages.Find(t, "docs/quickstart-nomad.md", "nomad job run gateway.nomad.hcl"))
+	s.reader.Type(t, "nomad alloc fs "+allocationOfUsher+" usher/local/usher.hcl >usher.hcl && usher validate usher.hcl") // as in docs/troubleshooting.md
+	s.moveGateway(t)
 	s.WaitMode(t, s.Gateway, "permissive")
 	s.reader.Follow(t, pages.Find(t, "docs/quickstart-nomad.md", "$ usher status"))
 
@@ -60,10 +61,18 @@ func TestGatewayOfNomadWithTLS(t *testing.T) {
 	s.reader.Type(t, "sed --in-place -e '/CONSUL_HTTP_ADDR/ {r tls.hcl' -e 'd}' -e '/proxy_protocol/d' usher.nomad.hcl && nomad job run usher.nomad.hcl")
 	s.writeBlock(t, "proxy.hcl", pages.Find(t, "docs/quickstart-nomad.md", "proxy {"))
 	s.reader.Type(t, "sed --in-place '/^ *gateway {/r proxy.hcl' gateway.nomad.hcl")
-	s.reader.Follow(t, pages.Find(t, "docs/quickstart-nomad.md", "nomad job run gateway.nomad.hcl"))
+	s.moveGateway(t)
 	s.HAProxy.SetHeader(t, lab.SendV2)
 	s.WaitMode(t, s.Gateway, "permissive")
 	s.wantClientAddress(t)
+}
+
+// moveGateway adds what the page says to the gateway's job, and runs it.
+func (s *nomadStory) moveGateway(t *testing.T) {
+	t.Helper()
+	s.writeBlock(t, "env.hcl", pages.Find(t, "docs/quickstart-nomad.md", "env {"))
+	s.reader.Type(t, "sed --in-place '/sidecar_task {/r env.hcl' gateway.nomad.hcl")
+	s.reader.Follow(t, pages.Find(t, "docs/quickstart-nomad.md", "nomad job run gateway.nomad.hcl"))
 }
 
 // writeBlock writes a block that is a part of a file.
@@ -71,6 +80,9 @@ func (s *nomadStory) writeBlock(t *testing.T, name string, block []pages.Block) 
 	t.Helper()
 	s.reader.Follow(t, []pages.Block{{Lang: block[0].Lang, Lead: "Write `" + name + "`", Text: block[0].Text}})
 }
+
+// allocationOfUsher is a shell's word for the ID of the allocation of the job usher.
+const allocationOfUsher = "$(nomad job allocs -t '{{ (index . 0).ID }}' usher)"
 
 // startNomadStory starts the lab with agents of Consul and Nomad on the gateway's host.
 func startNomadStory(t *testing.T, o lab.ConsulOptions) *nomadStory {
@@ -82,7 +94,12 @@ func startNomadStory(t *testing.T, o lab.ConsulOptions) *nomadStory {
 	o.Host, o.Join = s.Gateway, server
 	agent := lab.StartConsul(t, o)
 	nomad := lab.StartNomad(t, agent, lab.EnvoyNew)
-	replace := []string{"<the load balancer>", lab.BalancerIP, "https://127.0.0.1:8501", agent.HTTPAddr}
+	replace := []string{
+		"<the load balancer>", lab.BalancerIP, "https://127.0.0.1:8501", agent.HTTPAddr,
+		"<allocation>", allocationOfUsher,
+		"203.0.113.7", lab.GatewayIP, // where the reader types
+		"sleep 10", `until nomad alloc logs -job ingress | grep --quiet '"downstream_remote_address":"` + lab.GatewayIP + `:'; do :; done`,
+	}
 	if agent.Security != nil {
 		replace = append(replace, "/etc/consul.d/ca.pem", agent.Security.CAFile)
 	}

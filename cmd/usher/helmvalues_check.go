@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/consul/api"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	appsv1 "k8s.io/api/apps/v1"
@@ -21,6 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -28,7 +31,9 @@ import (
 	"github.com/usherproxy/usher/internal/adminport"
 	"github.com/usherproxy/usher/internal/consulchart"
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // checkOptions say what usher helm-values --check asks.
@@ -155,11 +160,14 @@ func (o *checkOptions) connectKubernetes() (rest.Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--kubeconfig: %w", err)
 	}
+	scheme := runtime.NewScheme()
+	utilruntime.Must(corev1.AddToScheme(scheme)) // it registers constants
 	config.APIPath = "/api"
 	config.GroupVersion = &corev1.SchemeGroupVersion
-	config.NegotiatedSerializer = serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
+	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	config.ContentType = runtime.ContentTypeJSON
 	config.UserAgent = "usher"
+	config.WarningHandler = rest.NoWarnings{} // the check asks for old versions, too, for old clusters
 	client, err := rest.RESTClientFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("--kubeconfig: %w", err)
@@ -187,16 +195,37 @@ func (c *checker) running(ctx context.Context, g consulchart.GatewayConfig) (con
 	r.Failure = failureOf(&deployment)
 	r.Connected, r.NoAnnotation = c.connected, c.target.noAnnotation
 	r.Front = c.front.of(c.target.namespace, template.Labels)
+	id := gateway.ID{Name: g.Gateway, Namespace: gateway.OmitDefault(g.Namespace), Partition: gateway.OmitDefault(g.Partition)}
+	r.SendsHeaders = c.sendsHeaders(ctx, id, gateway.KubernetesService{Namespace: c.target.namespace, Name: name})
 	if r.Pods, err = c.pods(ctx, deployment.Spec.Selector); err != nil {
 		return r, problem.Problem{}, fmt.Errorf("pods of deployment %s: %w", r.Deployment, err)
 	}
 	if c.consul != nil {
-		id := gateway.ID{Name: g.Gateway, Namespace: gateway.OmitDefault(g.Namespace), Partition: gateway.OmitDefault(g.Partition)}
 		if r.Registered, err = c.consul.ProxyConfigs(ctx, id); err != nil {
 			return r, problem.Problem{}, fmt.Errorf("gateway %q in Consul at %s: %w", g.Gateway, c.consul.Address(), err)
 		}
 	}
 	return r, problem.Problem{}, nil
+}
+
+// serviceTime is how long the check waits for a Service, which it may not be allowed to read.
+const serviceTime = 5 * time.Second
+
+// sendsHeaders reports whether the Service of a gateway makes the load balancer send PROXY headers; false if that cannot be
+// known.
+func (c *checker) sendsHeaders(ctx context.Context, of gateway.ID, service gateway.KubernetesService) (sends bool) {
+	ctx, cancel := context.WithTimeout(ctx, serviceTime)
+	defer cancel()
+	watcher := loadbalancer.NewWatcher(loadbalancer.Options{
+		Client: c.kubernetes, Logger: slog.New(slog.DiscardHandler), Metrics: loadbalancer.NewMetrics(prometheus.NewRegistry()),
+	})
+	watcher.Watch(ctx, of, service, func(b *gateway.Balancer) {
+		for _, port := range b.Ports {
+			sends = sends || port.Mode == settings.Strict // without a grace period, it is what the Service asks for
+		}
+		cancel() // the first answer is enough
+	})
+	return sends
 }
 
 // pods returns the pods that a selector selects, without those that are over or being deleted.

@@ -13,6 +13,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
 	"github.com/usherproxy/usher/internal/consulchart"
@@ -27,10 +28,13 @@ type checked struct {
 
 func newChecked(t *testing.T) *checked {
 	t.Helper()
+	rest.SetDefaultWarningHandler(warnings{t})
+	t.Cleanup(func() { rest.SetDefaultWarningHandler(rest.WarningLogger{}) })
 	c := &checked{answers: map[string]string{}, forbidden: map[string]bool{}}
 	c.answer(t, webhooksPath, map[string]any{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Warning", `299 - "this version is deprecated"`)
 		refuse := func(code int, reason metav1.StatusReason) {
 			w.WriteHeader(code)
 			fmt.Fprintf(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": %q, "code": %d}`, reason, code)
@@ -48,6 +52,11 @@ func newChecked(t *testing.T) *checked {
 	c.url = server.URL
 	return c
 }
+
+// warnings fails the test when client-go would log a warning of the API server, which is of no use to who reads the check.
+type warnings struct{ t *testing.T }
+
+func (w warnings) HandleWarningHeader(_ int, _, text string) { w.t.Errorf("it logs %q", text) }
 
 // flags are the flags of a check of the lab's values.
 func (c *checked) flags(t *testing.T) []string {
@@ -75,6 +84,7 @@ func (c *checked) answer(t *testing.T, path string, object any) {
 // The paths that a check of the lab's values asks.
 const (
 	deploymentPath = "/apis/apps/v1/namespaces/consul/deployments/consul-consul-ingress-gateway"
+	servicesPath   = "/api/v1/namespaces/consul/services"
 	podsPath       = "/api/v1/namespaces/consul/pods"
 	webhooksPath   = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 	catalogPath    = "/v1/catalog/service/ingress-gateway"
@@ -124,6 +134,19 @@ func labDeployment(annotation string) *appsv1.Deployment {
 
 // chartArgs are the arguments of consul-dataplane in the Consul chart.
 var chartArgs = []string{"-addresses=consul-consul-server.consul.svc", "-grpc-port=8502", "-ca-certs=/consul/tls/ca/tls.crt"}
+
+// labService returns the gateway's Service, which makes an NLB send PROXY headers.
+func labService() *corev1.Service {
+	return &corev1.Service{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+		ObjectMeta: metav1.ObjectMeta{Name: "consul-consul-ingress-gateway", Namespace: "consul", Annotations: map[string]string{
+			"service.beta.kubernetes.io/aws-load-balancer-type":            "external",
+			"service.beta.kubernetes.io/aws-load-balancer-nlb-target-type": "ip",
+			"service.beta.kubernetes.io/aws-load-balancer-proxy-protocol":  "*",
+		}},
+		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 8080}}},
+	}
+}
 
 func labPod(d *appsv1.Deployment, name string) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: d.Spec.Template.ObjectMeta, Spec: d.Spec.Template.Spec}
@@ -182,6 +205,21 @@ func TestCheckComparesWhatRuns(t *testing.T) {
 			`gateway "ingress-gateway": Deployment consul/consul-consul-ingress-gateway: the annotation consul.hashicorp.com/proxy-config-map ` +
 				"is not a JSON object (unexpected end of JSON input), so consul-k8s drops it and Envoy uses Consul's own xDS, without PROXY protocol; " +
 				"run helm upgrade with the output of usher helm-values",
+		},
+		{
+			"headers before the move", func(c *checked) {
+				d := labDeployment("{}")
+				c.answer(t, deploymentPath, d)
+				c.answer(t, podsPath, corev1.PodList{Items: []corev1.Pod{*labPod(d, "edge-1")}})
+				c.answer(t, servicesPath, corev1.ServiceList{
+					TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceList"}, ListMeta: metav1.ListMeta{ResourceVersion: "1"},
+					Items: []corev1.Service{*labService()},
+				})
+			},
+			`gateway "ingress-gateway": Service consul/consul-consul-ingress-gateway: its annotations make the load balancer send PROXY headers, ` +
+				"and 1 of 1 pods do not use Usher, so they answer 400 to every request; do what the next lines say, or switch the headers off until then\n" +
+				`gateway "ingress-gateway": Deployment consul/consul-consul-ingress-gateway: the annotation consul.hashicorp.com/proxy-config-map ` +
+				"has no envoy_bootstrap_json_tpl, so Envoy uses Consul's own xDS, without PROXY protocol; run helm upgrade with the output of usher helm-values",
 		},
 		{
 			"a registration without", func(c *checked) { c.answer(t, catalogPath, labRegistration(t, "edge-1", "{}")) },

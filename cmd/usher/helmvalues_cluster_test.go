@@ -184,4 +184,12 @@ func TestCheckFollowsARollOut(t *testing.T) {
 			t.Errorf("%s: the error is %v", step.want, err)
 		}
 	}
+
+	c.put(t, servicesPath, labService().Name, labService())
+	c.deploy(t, "{}")
+	c.startPod(t, "back", "{}")
+	const headers = "its annotations make the load balancer send PROXY headers, and 1 of 2 pods do not use Usher, "
+	if stdout, _, _ := helmValues(t, "", c.flags...); !strings.Contains(stdout, headers) {
+		t.Errorf("it prints\n%swant %q", stdout, headers)
+	}
 }

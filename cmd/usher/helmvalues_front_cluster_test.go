@@ -101,7 +101,7 @@ func TestCheckFollowsPodsThatGetFlags(t *testing.T) {
 			c.deploy(t, "")
 			c.startReady(t, "old")
 		}, []string{neither + "; run helm upgrade"}},
-		{func() { c.helm(t, "usher", "admission.type=auto") }, []string{neither + ", and its pods get no flags for consul-dataplane: Usher's chart is installed without"}},
+		{func() { c.helm(t, "usher", "admission.type=auto") }, []string{neither + "; run helm upgrade"}},
 		{func() { c.helm(t, "usher", enabled+",admission.type=none") }, []string{neither + ", and its pods get no flags for consul-dataplane: no MutatingAdmissionPolicy and no webhook"}},
 		{func() { c.helm(t, "usher", canary) }, []string{neither + ", and its pods get no flags for consul-dataplane: " + policyOf + "is not for this gateway"}},
 		{func() { c.helm(t, "usher", policy) }, []string{old + rollOut}},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -38,6 +39,7 @@ func (r *consulRelease) newReader(t *testing.T, fails map[string]int, replace ..
 			"consul.aclSetup.enabled=true", "consul.aclSetup.enabled=true --set balancerGrace="+r.grace().String(),
 			"<your service>", "static-server",
 			"<the load balancer>", r.balancer.Host.IP.String(),
+			"# Here come your own lines.", "service.beta.kubernetes.io/aws-load-balancer-scheme: internet-facing",
 			"10.0.16.0/20", r.balancer.Host.IP.String()+"/32",
 		),
 		Fails: fails,
@@ -77,13 +79,17 @@ func (r *consulRelease) followQuickstart(t *testing.T) {
 
 	// New streams with new tokens, as after the kubelet's rotation.
 	gateway.RotateTokens()
-	r.waitConnected(t, gateway, r.restartUsher(t))
+	ushers := r.restartUsher(t)
+	r.waitConnected(t, gateway, ushers)
 
 	r.waitHeaderOfClient(t, gateway, true)
 	reader.Follow(t, pages.Section(t, "docs/quickstart-kubernetes.md", "Trust only the load balancer"))
 	r.waitHeaderOfClient(t, gateway, false)
 	r.wantClientAddress(t)
 	r.wantSamePod(t, gateway)
+	if now := r.WaitRolledOut(t, namespace, "usher"); !slices.Equal(now, ushers) {
+		t.Errorf("the settings replaced Usher's pods %v by %v", ushers, now)
+	}
 
 	reader.Follow(t, pages.Find(t, "docs/quickstart-kubernetes.md", "helm upgrade consul hashicorp/consul --namespace consul --version 1.9.11 -f consul-values.yaml -f usher-values.yaml"))
 	r.balancer.WaitHeader(t, lab.SendNone)

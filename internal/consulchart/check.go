@@ -20,6 +20,9 @@ type Running struct {
 	// Connected has the names of the pods whose Envoys have a stream to Usher.
 	Connected map[string]bool
 	Front     Front
+	// SendsHeaders means that the Service of the gateway, which has the Deployment's name, makes the load balancer send PROXY
+	// headers.
+	SendsHeaders bool
 	// NoAnnotation is why there is no annotation for the gateway, so that only flags can move it to Usher; nil if there is
 	// one.
 	NoAnnotation error
@@ -68,7 +71,9 @@ func (c GatewayConfig) Compare(r Running) (how string, differences []problem.Pro
 	d := comparison{gateway: c, running: &r}
 	wanted := d.wantedWay()
 	how = wanted.String()
-	if d.deployment(wanted); len(d.list) > 0 {
+	d.headers()
+	before := len(d.list)
+	if d.deployment(wanted); len(d.list) > before {
 		return how, d.list // the pods follow it
 	}
 	switch {
@@ -120,6 +125,20 @@ func (d *comparison) wantedWay() way {
 	return wanted
 }
 
+// headers says what PROXY headers do to pods that do not use Usher. What moves these pods follows in the list.
+func (d *comparison) headers() {
+	own := 0
+	for _, pod := range d.running.Pods {
+		if d.running.wayOf(pod.PodParts) == (way{}) {
+			own++
+		}
+	}
+	if d.running.SendsHeaders && own > 0 {
+		d.add("Service "+d.running.Deployment, "its annotations make the load balancer send PROXY headers, and %d of %d pods do not use Usher, "+
+			"so they answer 400 to every request; do what the next lines say, or switch the headers off until then", own, len(d.running.Pods))
+	}
+}
+
 // deployment compares what decides about new pods.
 func (d *comparison) deployment(wanted way) {
 	switch {
@@ -141,12 +160,13 @@ func (d *comparison) deployment(wanted way) {
 
 const upgrade = "run helm upgrade with the output of usher helm-values"
 
-// template compares the annotation of the pod template. A gateway without one, or with settings only, can also use flags.
+// template compares the annotation of the pod template. A gateway without one, or with settings only, can also use flags if
+// Usher has a port for them.
 func (d *comparison) template() {
 	annotations := d.running.Template.Annotations
 	lacks := lackOf(annotations)
 	why, remedy := d.running.Front.missing()
-	if lacks == "" || why == "" || d.running.Front.Port == NoUsher {
+	if port := d.running.Front.Port; lacks == "" || why == "" || port == NoUsher || port == PortClosed {
 		d.annotation(d.object(), "its pod template", annotations, upgrade)
 		return
 	}

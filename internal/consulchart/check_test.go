@@ -92,6 +92,19 @@ var comparisons = []comparisonCase{
 		[]string{inPod + "it has no annotation " + Annotation + "; " + rollOut},
 	},
 	{
+		"headers for a pod of Consul's own", func(r *Running) {
+			r.SendsHeaders = true
+			r.Pods = append(r.Pods, RunningPod{Name: "edge-0"})
+		},
+		[]string{
+			`gateway "edge": Service consul/consul-edge: its annotations make the load balancer send PROXY headers, and 1 of 2 pods do not use Usher, ` +
+				"so they answer 400 to every request; do what the next lines say, or switch the headers off until then",
+			inDeployment + "its pods are not all on one way to Usher (1 with the annotation, 1 with neither); wait until the roll-out is over: kubectl rollout status",
+			`gateway "edge": Pod edge-0: it has no annotation ` + Annotation + "; " + rollOut,
+		},
+	},
+	{"headers for pods that use Usher", func(r *Running) { r.SendsHeaders = true }, nil},
+	{
 		"not registered", func(r *Running) { r.Registered = map[string]map[string]any{} },
 		[]string{inPod + "Consul has no instance of the gateway with this name; look at the log of the chart's connect-injector"},
 	},

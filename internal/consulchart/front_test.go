@@ -178,7 +178,7 @@ var neitherComparisons = []comparisonCase{
 	},
 	{
 		"no port", func(r *Running) { r.Front.Admissions, r.Front.Port = []Admission{}, PortClosed },
-		[]string{noJSON + ", and its pods get no flags for consul-dataplane: " + noFront + "; " + upgrade + ", or " + setFront},
+		[]string{noJSON + "; " + upgrade},
 	},
 	{
 		"no Usher", func(r *Running) { r.Front.Admissions, r.Front.Port = []Admission{}, NoUsher },

@@ -118,6 +118,7 @@ func (c *Client) clientOf(config rest.Config) (*rest.RESTClient, error) {
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	config.UserAgent = "usher"
 	config.Dial = dialer.DialContext
+	config.WarningHandler = rest.NoWarnings{} // they are for people who write objects
 	return rest.RESTClientFor(&config)
 }
 

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/testing/apiserver"
@@ -92,6 +93,28 @@ func TestUpdateFailsAtTheEndOfItsContext(t *testing.T) {
 	o := Object{Client: client, Log: slog.New(slog.DiscardHandler), Kind: "ConfigMap", At: types.NamespacedName{Namespace: "consul", Name: "usher"}}
 	if err := Update(ctx, o, func(*corev1.ConfigMap) bool { return true }); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// warnings fails the test when client-go would log a warning, in another form than Usher's log.
+type warnings struct{ t *testing.T }
+
+func (w warnings) HandleWarningHeader(_ int, _, text string) { w.t.Errorf("it logs %q", text) }
+
+func TestWarningsAreNotLogged(t *testing.T) {
+	rest.SetDefaultWarningHandler(warnings{t})
+	t.Cleanup(func() { rest.SetDefaultWarningHandler(rest.WarningLogger{}) })
+	deprecates := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Warning", `299 - "v1 is deprecated"`)
+		fmt.Fprint(w, "{}")
+	}))
+	defer deprecates.Close()
+	client, err := Connect(apiserver.KubeconfigFor(t, deprecates.URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Get().AbsPath("/").Do(t.Context()).Error(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -64,9 +64,7 @@
 - --gateway={{ .name }}
 {{- end }}
 {{- end }}
-{{- if $values.settings }}
 - --config=/etc/usher/config/usher.json
-{{- end }}
 - --drain-time={{ int $values.drainTimeSeconds }}s
 - --log-level={{ $level }}
 - --log-format={{ $values.log.format | default (ternary "json" "text" (not (not $json))) }}
@@ -118,9 +116,7 @@
 {{- $items := list (dict "key" $root.Values.stateDir.secretKey "path" "key") -}}
 {{- $volumes = append $volumes (dict "name" "state-key" "secret" (dict "secretName" $root.Values.stateDir.secretName "defaultMode" 288 "items" $items)) -}}
 {{- end -}}
-{{- if $root.Values.settings -}}
 {{- $volumes = append $volumes (dict "name" "config" "configMap" (dict "name" (printf "%s-config" $name))) -}}
-{{- end -}}
 {{- toYaml $volumes -}}
 {{- end -}}
 
