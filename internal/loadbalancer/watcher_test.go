@@ -77,7 +77,7 @@ func (a *apiServer) change(f func()) {
 func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	a.mu.Lock()
-	refuses, version, fault := a.refuses, len(a.history), a.fault
+	refuses, version, fault, cuts := a.refuses, len(a.history), a.fault, a.cuts
 	a.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	switch {
@@ -90,7 +90,7 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusForbidden)
 		fmt.Fprint(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403, "message": "services is forbidden"}`)
 	case q.Get("watch") != "":
-		a.watch(w, r)
+		a.watch(w, r, cuts)
 	case q.Get("resourceVersionMatch") == "Exact":
 		var at int
 		_, _ = fmt.Sscan(q.Get("resourceVersion"), &at) // 0 where there is none
@@ -170,12 +170,10 @@ func (a *apiServer) waitRecorded(t *testing.T, version string) serviceState {
 	}
 }
 
-func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
+// watch answers until the watches are cut off again. cuts is how often they were when the request came.
+func (a *apiServer) watch(w http.ResponseWriter, r *http.Request, cuts int) {
 	var seen int
 	_, _ = fmt.Sscan(r.URL.Query().Get("resourceVersion"), &seen) // 0 where there is none
-	a.mu.Lock()
-	cuts := a.cuts
-	a.mu.Unlock()
 	for {
 		a.mu.Lock()
 		events, over, changed := a.history[min(seen, len(a.history)):], a.refuses || a.cuts != cuts, a.changed
