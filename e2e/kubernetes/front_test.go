@@ -63,7 +63,9 @@ func TestUnmodifiedDataplaneMovesToUsherAndBack(t *testing.T) {
 			r.waitAdmission(t, false)
 			r.wantCheck(t, ushers, "its pods have Usher's flags, and the next ones will not: no MutatingAdmissionPolicy and no webhook")
 			r.restart(t, namespace, gatewayObjects)
-			r.wantCheck(t, ushers, "its pods get no flags for consul-dataplane: no MutatingAdmissionPolicy and no webhook")
+			r.wantCheck(t, ushers,
+				"its annotations make the load balancer send PROXY headers, and 1 of 1 pods do not use Usher, so they answer 400 to every request",
+				"its pods get no flags for consul-dataplane: no MutatingAdmissionPolicy and no webhook")
 			lab.WaitStatus(t, r.request("/"), http.StatusBadRequest) // Consul's own does not know headers
 			r.upgrade(t)
 			r.balancer.WaitHeader(t, lab.SendNone)
@@ -108,17 +110,18 @@ func TestSecondWayOfThePage(t *testing.T) {
 // usesFlags is what the check of helm-values prints if the gateway's pod is well.
 const usesFlags = `all 1 pods of gateway "ingress-gateway" use Usher, by flags for consul-dataplane`
 
-// wantCheck wants that "usher helm-values --check" prints a line with the text. It asks these pods of Usher for the
+// wantCheck wants that "usher helm-values --check" prints lines with these texts. It asks these pods of Usher for the
 // Envoys that are connected to them.
-func (r *consulRelease) wantCheck(t *testing.T, ushers []*cluster.Pod, want string) {
+func (r *consulRelease) wantCheck(t *testing.T, ushers []*cluster.Pod, want ...string) {
 	t.Helper()
 	args := append(r.helmValues(t), "--check", "--kubeconfig", r.Kubeconfig(t))
 	for _, usher := range ushers {
 		args = append(args, "--usher-admin-addr", usher.Host.Addr(18001))
 	}
 	got := testprocess.Run(t, testprocess.Command{Name: "usher helm-values", Path: testprocess.Usher(t), Args: args, Host: r.Control}, "")
-	if line, rest, _ := strings.Cut(got.Stdout, "\n"); !strings.Contains(line, want) || rest != "" || (got.Code == 0) != (want == usesFlags) {
-		t.Errorf("usher %q: exit %d, and it prints\n%s%swant one line with %q", args, got.Code, got.Stdout, got.Stderr, want)
+	lines := slices.Collect(strings.Lines(got.Stdout))
+	if !slices.EqualFunc(lines, want, strings.Contains) || (got.Code == 0) != slices.Equal(want, []string{usesFlags}) {
+		t.Errorf("usher %q: exit %d, and it prints\n%s%swant lines with %q", args, got.Code, got.Stdout, got.Stderr, want)
 	}
 }
 
