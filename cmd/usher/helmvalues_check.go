@@ -208,7 +208,7 @@ func (c *checker) running(ctx context.Context, g consulchart.GatewayConfig) (con
 	return r, problem.Problem{}, nil
 }
 
-// serviceTime is how long the check waits for a Service, which it may not be allowed to read.
+// serviceTime is how long the check waits for an answer about a Service, without which it says nothing about headers.
 const serviceTime = 5 * time.Second
 
 // sendsHeaders reports whether the Service of a gateway makes the load balancer send PROXY headers; false if that cannot be

@@ -387,6 +387,23 @@ func TestTwoLoadBalancersAreOneSummary(t *testing.T) {
 	}
 }
 
+// TestHeadersFromOutsideTrustedCIDRsAreCountedApart: they may be those of a load balancer that the list lacks.
+func TestHeadersFromOutsideTrustedCIDRsAreCountedApart(t *testing.T) {
+	t.Parallel()
+	s := newStory(settings.Permissive)
+	s.listener.Trusted = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	s.connect(t, byClient.from("192.0.2.1"), byClient.from("192.0.2.2"), plain.from("192.0.2.3"), closed.from("192.0.2.4"))
+	s.listener.Trusted, s.listener.Kubernetes.Name = nil, "other"
+	s.connect(t, byClient)
+	got := s.port()
+	if got.Untrusted.Count != 3 || got.UntrustedHeaders.Count != 2 || fmt.Sprint(got.UntrustedHeaders.Addresses) != "[192.0.2.2]" {
+		t.Errorf("from outside trusted_cidrs: %+v, with headers: %+v", got.Untrusted, got.UntrustedHeaders)
+	}
+	if got.WithHeader.Count != 1 || got.Unknown.Count != 1 {
+		t.Errorf("got %+v", got)
+	}
+}
+
 // TestConnectionsThatShowNothingAreCounted: they show that a health check goes on.
 func TestConnectionsThatShowNothingAreCounted(t *testing.T) {
 	t.Parallel()

@@ -104,6 +104,31 @@ func TestFactsOfEnvoyAndUsher(t *testing.T) {
 	}
 }
 
+// TestReportsOfConnectionsBeforeTheStartAreNotCounted has an Usher that gets a report a moment after doctor was started, of
+// connections that had ended before, such as those of usher probe.
+func TestReportsOfConnectionsBeforeTheStartAreNotCounted(t *testing.T) {
+	var reported time.Time
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/status" {
+			reported = time.Now().Add(100 * time.Millisecond)
+			fmt.Fprint(w, usherPages["/status"])
+			return
+		}
+		connections := 0
+		if time.Now().After(reported) {
+			connections = 5
+		}
+		fmt.Fprintf(w, metricsPage, connections)
+	}))
+	t.Cleanup(server.Close)
+	o := options(t)
+	o.UsherAdmin, o.Observe = strings.TrimPrefix(server.URL, "http://"), 400*time.Millisecond
+	at := doctor.Reported{GatewayPort: doctor.GatewayPort{Gateway: "edge", Port: 8080}, Type: "header"}
+	if u := run(t, o).Usher.Facts; u == nil || u.Before[at] != 5 || u.After[at] != 5 {
+		t.Errorf("got %+v", u)
+	}
+}
+
 func TestAnotherGatewaysEnvoyIsNotLookedAt(t *testing.T) {
 	o := options(t)
 	o.Gateway.Name = "other"
