@@ -96,7 +96,7 @@ func startLogLab(t *testing.T, envoy string) *logLab {
 // change writes other settings.
 func (l *logLab) change(t *testing.T, more string) {
 	t.Helper()
-	lab.WriteFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), l.settings(more))
+	l.Usher.WriteConfig(t, l.settings(more))
 }
 
 // request is one of the client's, from the balancer's host, by an endpoint.

@@ -157,7 +157,7 @@ func accessLogsChangeUnderLoad(t *testing.T, release string) {
 	load := lab.StartLoad(t, l.call("/"))
 	for i, next := range [][2]string{{"a", "ecs"}, {"b", "ecs"}, {"b", "consul"}, {"a", "consul"}} {
 		load.WaitMore(t)
-		lab.WriteFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), settings(next[0], next[1]))
+		l.Usher.WriteConfig(t, settings(next[0], next[1]))
 		testprocess.Eventually(t, "usher reads its config file", testprocess.ChangeDeadline, func() error {
 			if n := strings.Count(l.Usher.Output(t), `msg="config file read"`); n != i+1 {
 				return fmt.Errorf("it has read %d changes, want %d", n, i+1)

@@ -5,7 +5,6 @@ package e2e
 import (
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -34,7 +33,7 @@ func TestClientAddressWithoutPROXYProtocol(t *testing.T) {
 			{`forwarded_proto { https_ports = [443] }`, lab.BalancerIP, "6.6.6.6," + lab.ClientIP + "," + lab.BalancerIP, "http"},
 			{`forwarded_proto { https_ports = [8080] }`, lab.BalancerIP, "6.6.6.6," + lab.ClientIP + "," + lab.BalancerIP, "https"},
 		} {
-			lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), "usher { client_address { "+step.settings+" } }")
+			usher.WriteConfig(t, "usher { client_address { "+step.settings+" } }")
 			waitDocumented(t, l, step.settings, step.xff, step.proto)
 			request := fromBalancer(l)
 			request.MustDo(t).WantHello(t)

@@ -3,11 +3,9 @@
 package e2e
 
 import (
-	"errors"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -46,17 +44,7 @@ func TestAClockThatDiffersFromConsuls(t *testing.T) {
 	u := lab.StartUsher(t, lab.UsherOptions{Host: n.Gateway, Env: []string{"CONSUL_HTTP_ADDR=http://" + listener.Addr().String()}})
 
 	const problem = "the clock of this machine: it is 2h0m0s behind the clock of the Consul agent"
-	testprocess.Eventually(t, "a problem names the difference", testprocess.StartDeadline, func() error {
-		if text, err := u.Admin("/readyz"); err != nil || !strings.Contains(text, problem) {
-			return errors.Join(err, errors.New("/readyz: "+text))
-		}
-		return nil
-	})
+	u.WaitProblem(t, testprocess.StartDeadline, problem)
 	ahead.Store(0)
-	testprocess.Eventually(t, "the problem is over", testprocess.StartDeadline, func() error {
-		if text, err := u.Admin("/readyz"); err != nil || strings.Contains(text, "clock") {
-			return errors.Join(err, errors.New("/readyz: "+text))
-		}
-		return nil
-	})
+	u.WaitNoProblem(t, testprocess.StartDeadline, "clock")
 }

@@ -100,7 +100,7 @@ func TestCollectorIsAuthenticated(t *testing.T) {
 		var refused []*lab.AccessLog
 		for i, s := range steps {
 			file := lab.OpenAccessLog("file", lab.WriteFile(t, dir, fmt.Sprint(i), ""))
-			lab.WriteFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), s.settings(file.Stdout))
+			l.Usher.WriteConfig(t, s.settings(file.Stdout))
 			path := l.waitServed(t, file)
 			if s.refused != "" {
 				l.waitRefused(t, s.refused)

@@ -67,12 +67,12 @@ func TestForwardedPort(t *testing.T) {
 				{"a trusted hop that does not count", l.Balancer, nil, []string{"443"}, "8080"},
 			}},
 		} {
-			lab.WriteFile(t, "/", usher.ConfigFile, "usher { "+step.settings+" }")
+			usher.WriteConfig(t, "usher { "+step.settings+" }")
 			for _, r := range step.requests {
 				r.wait(t, l)
 			}
 		}
-		lab.WriteFile(t, "/", usher.ConfigFile, `usher { client_address { forwarded_port = "connection" } }`)
+		usher.WriteConfig(t, `usher { client_address { forwarded_port = "connection" } }`)
 		testprocess.Eventually(t, "nothing else changes", testprocess.ChangeDeadline, func() error { return otherChanges(t, l, gateway) })
 		portRequest{"a claim without PROXY protocol", l.Client, nil, []string{"443"}, "8080"}.wait(t, l)
 		portRequest{"nothing without PROXY protocol", l.Client, nil, nil, "8080"}.wait(t, l)

@@ -127,12 +127,12 @@ func TestHeadersWithOperatorsShowNoForgedClaim(t *testing.T) {
 		}
 
 		// With everyone trusted, all get what Consul's own routes say.
-		lab.WriteFile(t, "/", usher.ConfigFile, `usher { proxy_protocol { mode = "permissive" } }`)
+		usher.WriteConfig(t, `usher { proxy_protocol { mode = "permissive" } }`)
 		testprocess.Eventually(t, "everyone is believed", testprocess.ChangeDeadline, func() error {
 			_, err := headersSeen(t, l, forged, claimed)
 			return err
 		})
-		lab.WriteFile(t, "/", usher.ConfigFile, trustingOnly(lab.BalancerIP))
+		usher.WriteConfig(t, trustingOnly(lab.BalancerIP))
 		testprocess.Eventually(t, "only the balancer is believed again", testprocess.ChangeDeadline, func() error {
 			_, err := headersSeen(t, l, forged, own)
 			return err

@@ -130,7 +130,7 @@ func TestSettingsInFourPlaces(t *testing.T) {
 		return fmt.Sprintf("usher { listeners { \"8080\" { proxy_protocol { mode = %q } } } }", mode)
 	}
 	writeConfig := func(content string) {
-		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), content)
+		usher.WriteConfig(t, content)
 	}
 	own := "gateway \"ingress-gateway\" {\n  " + setting("MODE") + "\n}\n"
 

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -43,7 +42,7 @@ func TestCostOfAccessLogs(t *testing.T) {
 	for range rounds {
 		for _, s := range sinks {
 			before := l.Gateway.Stat(t, "listener_manager.lds.update_success")
-			lab.WriteFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), config(s.settings))
+			l.Usher.WriteConfig(t, config(s.settings))
 			testprocess.Eventually(t, "Envoy has the sink "+s.name, testprocess.ChangeDeadline, func() error {
 				if s.name != "none" && l.Gateway.Stat(t, "listener_manager.lds.update_success") == before {
 					return fmt.Errorf("not yet")

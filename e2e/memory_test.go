@@ -3,9 +3,7 @@
 package e2e
 
 import (
-	"errors"
 	"os"
-	"strings"
 	"testing"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -108,12 +106,7 @@ func TestAMemoryLimitBelowTheFormula(t *testing.T) {
 	n.RegisterCatalog(t, consul)
 	u := lab.StartUsher(t, lab.UsherOptions{Host: n.Gateway, Consul: consul, Env: []string{"GOMEMLIMIT=4MiB"}})
 	u.WaitOutput(t, `msg="start check" check=memory result="the limit is 4 MiB (GOMEMLIMIT), and with these flags Usher can need `)
-	testprocess.Eventually(t, "a problem says that the memory is used up", testprocess.StartDeadline, func() error {
-		if text, err := u.Admin("/readyz"); err != nil || !strings.Contains(text, "usher's memory: what it holds fills more than 90 % of its memory limit of 4 MiB") {
-			return errors.Join(err, errors.New(text))
-		}
-		return nil
-	})
+	u.WaitProblem(t, testprocess.StartDeadline, "usher's memory: what it holds fills more than 90 % of its memory limit of 4 MiB")
 	e := lab.ConnectFakeEnvoy(t, lab.XDSPort{From: n.Gateway, Address: "127.0.0.1:18000"}.Dial(t), fakeenvoy.Delta, consul.DefaultToken())
 	e.Subscribe(resource.ClusterType)
 	e.Ack(e.Next())

@@ -35,7 +35,7 @@ func TestAMisspeltOperatorInsideAnotherIsNamed(t *testing.T) {
 	gateway := lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr})
 	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
 	write := func(operator string) func() {
-		return func() { lab.WriteFile(t, "/", usher.ConfigFile, fmt.Sprintf(listedFormat, operator)) }
+		return func() { usher.WriteConfig(t, fmt.Sprintf(listedFormat, operator)) }
 	}
 	misspelt := usher.WantProblem(t, fmt.Sprintf("msg=problem gateway=ingress-gateway where=%q what=%q",
 		usher.ConfigFile+":6: usher.access_log.format",

@@ -5,7 +5,6 @@ package e2e
 import (
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -59,7 +58,7 @@ func TestSymptomsAreConfirmedAsThePageSays(t *testing.T) {
 		t.Errorf("the service gets the X-Forwarded-For %q, want %q", got, want)
 	}
 
-	lab.WriteFile(t, filepath.Dir(s.usher.ConfigFile), filepath.Base(s.usher.ConfigFile), "# no settings\n")
+	s.usher.WriteConfig(t, "# no settings\n")
 	s.switchMode(t, "strict", func() {
 		s.Consul.WriteEntry(t, pages.Find(t, "docs/settings.md", `Kind = "proxy-defaults"`)[0].Text)
 	})

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -56,7 +55,7 @@ usher {
 		wantEndpointLogged(t, l, gateway)
 		wantClaimUnused(t, l, gateway)
 
-		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("strict"))
+		usher.WriteConfig(t, settings("strict"))
 		l.WaitMode(t, l.Gateway, "strict")
 		l.WantClientAddress(t, gateway)
 		wantUntrustedClosed(t, l, gateway)
@@ -168,12 +167,12 @@ Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }]
 		wantApacheClient(t, apache, throughBalancer, lab.ClientIP)
 
 		// Settings that are refused leave everything as it is.
-		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), strings.Replace(settings("strict", "none"), "mode", `server_speaks_first = "yes" mode`, 1))
+		usher.WriteConfig(t, strings.Replace(settings("strict", "none"), "mode", `server_speaks_first = "yes" mode`, 1))
 		waitProblemCount(t, usher)
 		wantApacheClient(t, apache, throughBalancer, lab.ClientIP)
 
 		// An untrusted address is logged as itself, if it claims nothing else.
-		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("permissive", "v1"))
+		usher.WriteConfig(t, settings("permissive", "v1"))
 		untrusted := lab.Request{From: l.Client, To: l.Gateway.Addr(lab.TCPPort)}
 		lab.WaitStatus(t, untrusted, http.StatusOK)
 		wantApacheClient(t, apache, untrusted, lab.ClientIP)

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
@@ -183,16 +185,33 @@ func (u *Usher) WantNotReady(t *testing.T, reasons ...string) {
 	})
 }
 
-// WaitProblem waits until /readyz names a problem with the text.
-func (u *Usher) WaitProblem(t *testing.T, text string) {
+// WaitProblem waits until Usher is ready, and /readyz names a problem with the text.
+func (u *Usher) WaitProblem(t *testing.T, within time.Duration, text string) {
 	t.Helper()
-	testprocess.Eventually(t, "/readyz has "+text, testprocess.ChangeDeadline, func() error {
+	u.waitProblem(t, within, text, true)
+}
+
+// WaitNoProblem waits until Usher is ready, and /readyz names no problem with the text any more.
+func (u *Usher) WaitNoProblem(t *testing.T, within time.Duration, text string) {
+	t.Helper()
+	u.waitProblem(t, within, text, false)
+}
+
+func (u *Usher) waitProblem(t *testing.T, within time.Duration, text string, want bool) {
+	t.Helper()
+	testprocess.Eventually(t, fmt.Sprintf("/readyz has %q: %t", text, want), within, func() error {
 		got, err := u.Admin("/readyz")
-		if err == nil && !strings.Contains(got, text) {
+		if err == nil && strings.Contains(got, text) != want {
 			err = fmt.Errorf("/readyz says %q", got)
 		}
 		return err
 	})
+}
+
+// WriteConfig writes the file of the options' Config again.
+func (u *Usher) WriteConfig(t *testing.T, content string) {
+	t.Helper()
+	WriteFile(t, filepath.Dir(u.ConfigFile), filepath.Base(u.ConfigFile), content)
 }
 
 // WantReadyWithoutConsul waits until /readyz says why and since when Consul does not
